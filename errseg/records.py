@@ -1,0 +1,120 @@
+"""Frame, Batch, Segmentation: the only things that flow from sources to sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNLABELLED = 65535
+"""Value of a pixel that carries no class in `Segmentation.labels`."""
+
+UNLABELLED_CLASS_ID = -1
+UNLABELLED_NAME = "unlabelled"
+
+ImageArray = NDArray[np.uint8]
+LabelMap = NDArray[np.uint16]
+ScoreMap = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture, from wherever it came.
+
+    Attributes:
+        source: POSIX path relative to the input root; names the outputs.
+        image: (H, W, 3) uint8, RGB, 0..255, upright (EXIF orientation applied).
+        path: the file it was read from; None where there is none (pipes, arrays).
+        index: number of the frame within its source, from 0 (0 for a still picture).
+        time_s: presentation time in seconds within its source (0.0 for a still picture).
+        warnings: what was changed or assumed while reading, in words for the user.
+    """
+
+    source: str
+    image: ImageArray
+    path: Path | None = None
+    index: int = 0
+    time_s: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One input that could not be processed.
+
+    Attributes:
+        source: as `Frame.source`.
+        message: what went wrong and what to do, in one line.
+    """
+
+    source: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Frames that go through the model together; their sizes may differ."""
+
+    frames: tuple[Frame, ...]
+
+    @property
+    def images(self) -> list[ImageArray]:
+        return [frame.image for frame in self.frames]
+
+
+@dataclass(frozen=True)
+class ClassArea:
+    """How much of one picture one class covers.
+
+    Attributes:
+        class_id: index in the vocabulary, or `UNLABELLED_CLASS_ID`.
+        pixels: number of pixels.
+        fraction: pixels / all pixels of the picture, 0..1.
+        mean_score: mean probability of the winning class over these pixels, 0..1.
+    """
+
+    class_id: int
+    pixels: int
+    fraction: float
+    mean_score: float
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What the model says of one picture.
+
+    Attributes:
+        labels: (H, W) uint16, class id of every pixel in vocabulary order from 0,
+            `UNLABELLED` where the best probability is below the threshold.
+        scores: (H, W) float32, probability of the best class, 0..1 (also where unlabelled).
+        class_names: names of the T classes, in vocabulary order.
+    """
+
+    labels: LabelMap
+    scores: ScoreMap
+    class_names: Sequence[str] = field(repr=False)
+
+    def areas(self) -> list[ClassArea]:
+        """Areas of the classes present, by ascending class id; unlabelled pixels, if any, last."""
+        flat = self.labels.ravel()
+        counts = np.bincount(flat, minlength=1)
+        sums = np.bincount(flat, weights=self.scores.ravel())
+        present = np.flatnonzero(counts)
+        return [
+            ClassArea(
+                class_id=UNLABELLED_CLASS_ID if value == UNLABELLED else int(value),
+                pixels=int(counts[value]),
+                fraction=float(counts[value] / flat.size),
+                mean_score=float(sums[value] / counts[value]),
+            )
+            for value in present
+        ]
+
+    def name_of(self, class_id: int) -> str:
+        """Name of a class id as it stands in `areas()`."""
+        if class_id == UNLABELLED_CLASS_ID:
+            return UNLABELLED_NAME
+        return self.class_names[class_id]
