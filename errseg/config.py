@@ -1,0 +1,203 @@
+"""ModelConfig: everything that fixes a model's shape, saved beside its weights.
+
+`PRESETS` holds the models that errseg knows by name. The four switches `hierarchical`,
+`channel_reduction`, `spatial_stride` and `class_pooling` turn the paper's parts off one by one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from errseg.errors import ConfigError
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+PUBLISHED_PROMPT = "A photo of a {} in the scene"
+
+INPUT_MULTIPLE = 32
+"""Input sides are multiples of the trunk's largest stride."""
+
+KEEP_BY_VOCABULARY_SIZE = ((20, 16), (59, 24), (150, 32), (459, 48))
+"""(largest T, K) as published; larger vocabularies keep `KEEP_LARGEST` classes."""
+
+KEEP_LARGEST = 48
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of one ERR-Seg model.
+
+    Attributes:
+        name: what the user calls it.
+        image_encoder: "convnext" (open_clip) or "efficientnet-lite".
+        text_encoder: "clip" (open_clip) or "minilm" (a sentence encoder).
+        clip_model: open_clip model name; empty where open_clip is not used.
+        trunk_width: width multiplier of the EfficientNet-Lite trunk.
+        text_layers, text_width: size of the MiniLM tower.
+        image_size: (H, W) in pixels that pictures are resized to, multiples of 32.
+        antialias: filter while shrinking pictures to `image_size`. The published models do not.
+        mean, std: RGB normalisation, in 0..255.
+        embedding_dim: D, size of the space shared by pixels and class names.
+        prompt: template with one `{}` for the class name.
+        cost_channels: channels of each level's cost embedding before fusion.
+        guidance_channels: channels of each level's image guidance before fusion.
+        channels: C of the context fusion.
+        heads, layers, mlp_channels, drop_path: of the context fusion; drop_path is the step by
+            which stochastic depth grows from layer to layer in training.
+        decoder_channels, decoder_guidance_channels: of the three decoder steps.
+        hierarchical: HSM on; off uses the stride-32 cost alone.
+        channel_reduction: CRM on; off keeps all T classes.
+        spatial_stride: ESCF's spatial-level sequence reduction; 1 turns it off.
+        class_pooling: ESCF's class-level sequence reduction; 1 turns it off.
+    """
+
+    name: str
+    image_encoder: Literal["convnext", "efficientnet-lite"]
+    text_encoder: Literal["clip", "minilm"]
+    image_size: tuple[int, int]
+    embedding_dim: int
+    clip_model: str = ""
+    trunk_width: float = 1.0
+    text_layers: int = 6
+    text_width: int = 384
+    antialias: bool = False
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    prompt: str = PUBLISHED_PROMPT
+    cost_channels: int = 256
+    guidance_channels: int = 256
+    channels: int = 128
+    heads: int = 4
+    layers: int = 4
+    mlp_channels: int = 384
+    drop_path: float = 0.025
+    decoder_channels: tuple[int, int, int] = (64, 32, 16)
+    decoder_guidance_channels: tuple[int, int, int] = (32, 16, 8)
+    hierarchical: bool = True
+    channel_reduction: bool = True
+    spatial_stride: int = 2
+    class_pooling: int = 2
+
+    def __post_init__(self) -> None:
+        height, width = self.image_size
+        if min(height, width) < INPUT_MULTIPLE or height % INPUT_MULTIPLE or width % INPUT_MULTIPLE:
+            raise ConfigError(
+                f"image_size is {height}x{width}; both sides must be multiples of {INPUT_MULTIPLE}."
+            )
+        if self.channels % self.heads:
+            raise ConfigError(f"channels ({self.channels}) must divide by heads ({self.heads}).")
+        if self.prompt.count("{}") != 1:
+            raise ConfigError(f"prompt is {self.prompt!r}; it must hold {{}} exactly once.")
+        if self.spatial_stride not in (1, 2) or self.class_pooling not in (1, 2):
+            raise ConfigError("spatial_stride and class_pooling must be 1 (off) or 2.")
+
+    def keep_for(self, class_count: int, keep: int | None = None) -> int:
+        """K for a vocabulary of `class_count` classes: `keep` if given, else as published."""
+        if not self.channel_reduction:
+            return class_count
+        if keep is None:
+            keep = next(
+                (k for largest, k in KEEP_BY_VOCABULARY_SIZE if class_count <= largest),
+                KEEP_LARGEST,
+            )
+        return min(keep, class_count)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Rebuild a config from `to_json`'s text; ConfigError names what does not fit."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"the model configuration is not JSON: {error}") from error
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Rebuild a config from plain values; ConfigError names what does not fit."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"unknown model setting {unknown[0]!r}; known are {sorted(known)}.")
+        plain = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        try:
+            return cls(**plain)
+        except TypeError as error:
+            raise ConfigError(f"the model configuration is incomplete: {error}") from error
+
+
+BASE = ModelConfig(
+    name="errseg-base",
+    image_encoder="convnext",
+    text_encoder="clip",
+    clip_model="convnext_base_w_320",
+    image_size=(640, 640),
+    embedding_dim=640,
+)
+
+LARGE = dataclasses.replace(
+    BASE,
+    name="errseg-large",
+    clip_model="convnext_large_d_320",
+    image_size=(768, 768),
+    embedding_dim=768,
+)
+
+MINI = ModelConfig(
+    name="errseg-mini",
+    image_encoder="efficientnet-lite",
+    text_encoder="minilm",
+    image_size=(384, 384),
+    antialias=True,
+    mean=(127.0, 127.0, 127.0),
+    std=(128.0, 128.0, 128.0),
+    embedding_dim=384,
+    prompt="a photo of a {} in the scene",
+    cost_channels=64,
+    guidance_channels=64,
+    channels=48,
+    layers=2,
+    mlp_channels=96,
+    decoder_channels=(24, 16, 8),
+    decoder_guidance_channels=(16, 8, 8),
+)
+
+TINY = dataclasses.replace(
+    MINI,
+    name="tiny",
+    image_size=(64, 64),
+    trunk_width=0.25,
+    text_layers=1,
+    text_width=32,
+    embedding_dim=32,
+    cost_channels=8,
+    guidance_channels=8,
+    channels=16,
+    mlp_channels=24,
+    decoder_channels=(16, 8, 8),
+    decoder_guidance_channels=(8, 4, 4),
+)
+"""For tests: seeded random weights, a forward pass in milliseconds."""
+
+TINY_CONVNEXT = dataclasses.replace(
+    TINY,
+    name="tiny-convnext",
+    image_encoder="convnext",
+    text_encoder="clip",
+    clip_model="tiny",
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+    prompt=PUBLISHED_PROMPT,
+    antialias=False,
+)
+"""For tests: the published architecture in small."""
+
+PRESETS = {config.name: config for config in (MINI, BASE, LARGE, TINY, TINY_CONVNEXT)}

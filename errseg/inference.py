@@ -1,0 +1,121 @@
+"""Pictures in memory → label maps: resize, model, and the argmax that never builds T channels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from errseg.model.err_seg import ErrSeg
+from errseg.records import UNLABELLED, ImageArray, LabelMap, ScoreMap
+
+STRIP_PIXELS = 1 << 18
+"""Pixels of the picture resized at once: bounds memory, and K of them fit a CPU's caches."""
+
+
+def preprocess(images: Sequence[ImageArray], size: tuple[int, int], *, antialias: bool) -> Tensor:
+    """Squash pictures to the model's input (bilinear, align_corners=False, aspect not kept).
+
+    Args:
+        images: each (H, W, 3) uint8 RGB, of any size.
+        size: (H, W) of the input.
+        antialias: filter while shrinking.
+
+    Returns:
+        (B, 3, H, W) float32, 0..255, on the CPU.
+    """
+    return torch.cat([_squash(image, size, antialias=antialias) for image in images])
+
+
+def _squash(image: ImageArray, size: tuple[int, int], *, antialias: bool) -> Tensor:
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+    # uint8 stays uint8 where the filter allows it: a float copy of a large picture costs seconds
+    source = pixels if antialias else pixels.float()
+    return F.interpolate(
+        source, size=size, mode="bilinear", align_corners=False, antialias=antialias
+    ).float()
+
+
+@torch.inference_mode()
+def segment(
+    model: ErrSeg,
+    images: Sequence[ImageArray],
+    text: Tensor,
+    *,
+    keep: int | None = None,
+    precision: torch.dtype = torch.float32,
+    threshold: float = 0.0,
+) -> list[tuple[LabelMap, ScoreMap]]:
+    """Label maps and scores of pictures, in one batch.
+
+    Args:
+        images: each (H, W, 3) uint8 RGB; sizes may differ.
+        text: (T, D) class embeddings on the model's device.
+        keep: CRM's budget K; None as published.
+        precision: of the model's arithmetic; below float32 by autocast.
+        threshold: pixels whose best probability is lower are left unlabelled.
+
+    Returns:
+        Per picture (H, W) uint16 class ids and (H, W) float32 probabilities.
+    """
+    config = model.config
+    batch = preprocess(images, config.image_size, antialias=config.antialias).to(text.device)
+    casting = (
+        contextlib.nullcontext()
+        if precision == torch.float32
+        else torch.autocast(text.device.type, precision)
+    )
+    with casting:
+        prediction = model(batch, text, keep=keep)
+    probabilities = prediction.logits.float().sigmoid()
+    return [
+        best_class(probabilities[i], prediction.classes[i], image.shape[:2], threshold)
+        for i, image in enumerate(images)
+    ]
+
+
+def best_class(
+    probabilities: Tensor, classes: Tensor, size: tuple[int, int], threshold: float = 0.0
+) -> tuple[LabelMap, ScoreMap]:
+    """Resize K probability maps to a picture and take the best, strip by strip.
+
+    Args:
+        probabilities: (K, h, w), 0..1.
+        classes: (K,) class ids of the maps.
+        size: (H, W) of the picture.
+
+    Returns:
+        (H, W) uint16 class ids (`UNLABELLED` below the threshold), (H, W) float32 probabilities.
+    """
+    height, width = size
+    labels = np.empty(size, np.uint16)
+    scores = np.empty(size, np.float32)
+    rows = max(1, STRIP_PIXELS // width)
+    for start in range(0, height, rows):
+        stop = min(start + rows, height)
+        strip = _resized_rows(probabilities, size, start, stop)
+        best, index = strip.max(dim=0)
+        ids = classes[index]
+        if threshold > 0:
+            ids = torch.where(best < threshold, UNLABELLED, ids)
+        labels[start:stop] = ids.cpu().numpy().astype(np.uint16)
+        scores[start:stop] = best.cpu().numpy()
+    return labels, scores
+
+
+def _resized_rows(maps: Tensor, size: tuple[int, int], start: int, stop: int) -> Tensor:
+    """Rows start..stop of `maps` (K, h, w) resized to `size` (bilinear, align_corners=False)."""
+    source_height = maps.shape[1]
+    row = torch.arange(start, stop, device=maps.device, dtype=torch.float32)
+    position = ((row + 0.5) * (source_height / size[0]) - 0.5).clamp(min=0)
+    above = position.long().clamp(max=source_height - 1)
+    below = (above + 1).clamp(max=source_height - 1)
+    weight = (position - above)[:, None]
+    rows = torch.lerp(maps[:, above], maps[:, below], weight.expand(-1, maps.shape[2]))
+    return F.interpolate(
+        rows[None], size=(stop - start, size[1]), mode="bilinear", align_corners=False
+    )[0]

@@ -1,0 +1,47 @@
+"""CRM — Channel Reduction Module (paper section on CRM; part of RRHC in v2). Training-free.
+
+Each pixel votes for its three best classes; the K classes with the most votes stay.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RANK_VOTES = (100, 10, 1)
+"""Votes for ranks 1, 2, 3: the paper's 1, 0.1, 0.01 in hundredths, so that sums are exact."""
+
+
+def count_votes(cost: Tensor) -> Tensor:
+    """Votes of all pixels for all classes.
+
+    Args:
+        cost: (B, H, W, T) cosine similarities at stride 16.
+
+    Returns:
+        (B, T) int64, in hundredths of a rank-1 vote.
+    """
+    batch, _, _, classes = cost.shape
+    ranks = min(len(RANK_VOTES), classes)
+    best = cost.flatten(1, 2).topk(ranks, dim=-1).indices
+    votes = torch.tensor(RANK_VOTES[:ranks], device=cost.device).expand_as(best)
+    counters = torch.zeros(batch, classes, dtype=torch.int64, device=cost.device)
+    return counters.scatter_add_(1, best.flatten(1), votes.flatten(1))
+
+
+def select_classes(votes: Tensor, keep: int, required: Tensor | None = None) -> Tensor:
+    """The classes that stay, per picture.
+
+    Args:
+        votes: (B, T) int64 from `count_votes`.
+        keep: K; at most T classes are kept.
+        required: (B, T) bool, classes that win over any number of votes (those in the ground
+            truth, in training).
+
+    Returns:
+        (B, K) int64, ascending. Ties go to the lower class index.
+    """
+    if required is not None:
+        votes = votes + required.to(votes.dtype) * (votes.max() + 1)
+    order = votes.sort(dim=1, descending=True, stable=True).indices
+    return order[:, : min(keep, votes.shape[1])].sort(dim=1).values

@@ -1,0 +1,37 @@
+"""Builds the open_clip model whose towers errseg-base and errseg-large use. No network."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from errseg.config import ModelConfig
+
+TINY_CLIP = {
+    "embed_dim": 32,
+    "vision_cfg": {
+        "timm_model_name": "convnext_atto",
+        "timm_model_pretrained": False,
+        "timm_pool": "",
+        "timm_proj": "linear",
+        "timm_drop": 0.0,
+        "timm_drop_path": 0.0,
+        "image_size": 64,
+    },
+    "text_cfg": {
+        "context_length": 77,
+        "vocab_size": 49408,
+        "width": 32,
+        "heads": 2,
+        "layers": 1,
+    },
+}
+"""The published architecture in small, for tests."""
+
+
+def build_clip(config: ModelConfig) -> nn.Module:
+    """An open_clip `CLIP` with random weights."""
+    import open_clip
+
+    if config.clip_model == "tiny":
+        return open_clip.CLIP(**TINY_CLIP)  # type: ignore[no-any-return]
+    return open_clip.create_model(config.clip_model, pretrained=None)  # type: ignore[no-any-return]

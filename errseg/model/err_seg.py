@@ -1,0 +1,150 @@
+"""ERR-Seg: image and class embeddings → cost maps → K classes → context fusion → logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from errseg.config import ModelConfig
+from errseg.model.channel_reduction import count_votes, select_classes
+from errseg.model.context_fusion import ContextFusionLayer
+from errseg.model.cost_embedding import CostEmbedding, ImageGuidance, TextGuidance, cosine_cost
+from errseg.model.decoder import Decoder
+from errseg.model.hierarchical_semantic import HierarchicalSemantic
+from errseg.model.image_encoder import ConvNeXtEncoder, ImageEncoder, build_efficientnet
+from errseg.model.layers import resize
+from errseg.model.text_encoder import ClipTextEncoder, MiniLMTextEncoder, TextEncoder
+
+COST_STRIDE = 16
+DROPPED_LOGIT = -100.0
+"""Logit of a class that CRM dropped."""
+
+
+class Prediction(NamedTuple):
+    """What the model says of a batch.
+
+    Attributes:
+        logits: (B, K, H4, W4) at stride 4 of the model's input.
+        classes: (B, K) int64, the kept classes of each picture, ascending.
+        cost: (B, H16, W16, T) cosine similarities that CRM voted on.
+    """
+
+    logits: Tensor
+    classes: Tensor
+    cost: Tensor
+
+
+class ErrSeg(nn.Module):
+    """The whole model (design section 1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Builds the model with random weights; `weights.load_model` fills them."""
+        super().__init__()
+        self.config = config
+        image_encoder, text_encoder = _build_towers(config)
+        self.text_encoder = text_encoder
+        self.image_encoder = HierarchicalSemantic(image_encoder, hierarchical=config.hierarchical)
+        stride4, stride8, stride16, stride32 = image_encoder.channels
+        self.cost_embedding = CostEmbedding(
+            2 if config.hierarchical else 1, config.cost_channels, config.channels
+        )
+        self.image_guidance = ImageGuidance(
+            (stride32, stride16), config.guidance_channels, config.channels
+        )
+        self.text_guidance = TextGuidance(config.embedding_dim, config.channels)
+        self.context_fusion = nn.ModuleList(
+            ContextFusionLayer(
+                config.channels,
+                config.heads,
+                config.mlp_channels,
+                config.spatial_stride,
+                config.class_pooling,
+                config.drop_path * layer,
+            )
+            for layer in range(config.layers)
+        )
+        self.decoder = Decoder(
+            config.channels,
+            config.decoder_channels,
+            (stride16, stride8, stride4),
+            config.decoder_guidance_channels,
+        )
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        keep: int | None = None,
+        required: Tensor | None = None,
+    ) -> Prediction:
+        """Segment a batch.
+
+        Args:
+            image: (B, 3, H, W) float, RGB 0..255, at the model's input size.
+            text: (T, D) class embeddings, L2-normalised.
+            keep: K; None takes the published K for T classes.
+            required: (B, T) bool, classes that CRM must keep (training).
+
+        Returns:
+            Logits of the K kept classes of each picture, K = min(keep, T).
+        """
+        features = self.image_encoder((image - self.mean) / self.std)
+        size = (image.shape[2] // COST_STRIDE, image.shape[3] // COST_STRIDE)
+
+        cost = self._voting_cost(features.embeddings[0], text, size)
+        count = self.config.keep_for(len(text), keep)
+        if count < len(text):
+            classes = select_classes(count_votes(cost.detach()), count, required)
+        else:
+            classes = torch.arange(len(text), device=text.device).expand(len(image), -1)
+        kept_text = text[classes]
+
+        x = self.cost_embedding(self._kept_costs(features.embeddings, kept_text))
+        x = x.permute(0, 1, 3, 4, 2).contiguous()
+        x = resize_tokens(x, size)
+        image_guidance = self.image_guidance((features.stride32, features.stride16), size)
+        image_guidance = image_guidance.permute(0, 2, 3, 1)
+        text_guidance = self.text_guidance(kept_text)
+        for layer in self.context_fusion:
+            x = layer(x, image_guidance, text_guidance)
+
+        guides = (features.stride16, features.stride8, features.stride4)
+        logits = self.decoder(x, [guide.detach() for guide in guides])
+        return Prediction(logits, classes, cost)
+
+    @staticmethod
+    def _voting_cost(embedding: Tensor, text: Tensor, size: tuple[int, int]) -> Tensor:
+        """The finest cost maps of all T classes, at stride 16."""
+        cost = cosine_cost(embedding, text)
+        return resize(cost.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+
+    @staticmethod
+    def _kept_costs(embeddings: Sequence[Tensor], kept_text: Tensor) -> list[Tensor]:
+        """(B, K, Hi, Wi) cost maps of the kept classes, per level."""
+        return [cosine_cost(level, kept_text).permute(0, 3, 1, 2) for level in embeddings]
+
+
+def resize_tokens(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, K, H, W, C) resized to `size`; needed only where the stride-32 level stands alone."""
+    if x.shape[2:4] == size:
+        return x
+    maps = resize(x.flatten(0, 1).permute(0, 3, 1, 2), size)
+    return maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2]).contiguous()
+
+
+def _build_towers(config: ModelConfig) -> tuple[ImageEncoder, TextEncoder]:
+    if config.image_encoder == "efficientnet-lite":
+        return build_efficientnet(config), MiniLMTextEncoder(
+            config.text_layers, config.text_width
+        )
+    from errseg.model.clip import build_clip
+
+    clip = build_clip(config)
+    return ConvNeXtEncoder(clip.visual), ClipTextEncoder(clip)

@@ -1,0 +1,52 @@
+"""Small layers that several parts share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def resize(x: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
+    """Bilinear resize of (N, C, H, W) to `size` (H, W); the tensor itself if it fits already."""
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def split_linear(layer: nn.Linear, width: int) -> tuple[Tensor, Tensor]:
+    """Weights of a linear over [x; g], cut into the part for x (first `width` inputs) and for g.
+
+    W [x; g] = W_x x + W_g g: the g part is computed once per picture or class and broadcast,
+    where x has one copy per class.
+    """
+    return layer.weight[:, :width], layer.weight[:, width:]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops the whole branch of a sample with this probability."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0.0:
+            return x
+        kept = 1.0 - self.probability
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        return x * torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(kept) / kept
+
+
+class GatedMLP(nn.Module):
+    """ReLU6(fc1 x) · fc2 x → fc3, over the last axis."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(channels, hidden)
+        self.fc3 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gated: Tensor = self.fc3(F.relu6(self.fc1(x)) * self.fc2(x))
+        return gated

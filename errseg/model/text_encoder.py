@@ -1,0 +1,181 @@
+"""The text towers: CLIP's transformer, and a MiniLM sentence encoder for errseg-mini.
+
+`embed_classes` is what the rest uses: names in, one embedding per class out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Synonyms = Literal["mean", "first"]
+
+ENCODE_BATCH = 64
+"""Prompts encoded at once."""
+
+
+class TextEncoder(Protocol):
+    """What `embed_classes` needs of a text tower."""
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """N prompts → (N, D) float32, L2-normalised."""
+
+
+def embed_classes(
+    encoder: TextEncoder,
+    synonyms: Sequence[Sequence[str]],
+    prompt: str,
+    mode: Synonyms = "mean",
+) -> Tensor:
+    """One embedding per class.
+
+    Args:
+        synonyms: per class, its names; at least one each.
+        prompt: template with one `{}`.
+        mode: "mean" averages the normalised embeddings of all synonyms; "first" uses the first
+            one only, as the published inference does.
+
+    Returns:
+        (T, D) float32, L2-normalised.
+    """
+    used = [names[:1] if mode == "first" else names for names in synonyms]
+    prompts = {prompt.format(name): 0 for names in used for name in names}
+    for index, text in enumerate(prompts):
+        prompts[text] = index
+    embeddings = encoder.encode(list(prompts))
+    rows = [
+        embeddings[[prompts[prompt.format(name)] for name in names]].mean(dim=0) for names in used
+    ]
+    return F.normalize(torch.stack(rows), dim=-1)
+
+
+# --- CLIP -----------------------------------------------------------------------------------
+
+
+class ClipTextEncoder(nn.Module):
+    """Text tower of an open_clip CLIP."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        self.token_embedding: nn.Embedding = clip.token_embedding  # type: ignore[assignment]
+        self.positional_embedding: nn.Parameter = clip.positional_embedding  # type: ignore
+        self.transformer: nn.Module = clip.transformer  # type: ignore[assignment]
+        self.ln_final: nn.Module = clip.ln_final  # type: ignore[assignment]
+        self.text_projection: nn.Parameter = clip.text_projection  # type: ignore[assignment]
+        self.register_buffer("causal_mask", clip.attn_mask, persistent=False)  # type: ignore
+        self.causal_mask: Tensor
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        return torch.cat(
+            [
+                self._encode_batch(prompts[start : start + ENCODE_BATCH])
+                for start in range(0, len(prompts), ENCODE_BATCH)
+            ]
+        )
+
+    def _encode_batch(self, prompts: Sequence[str]) -> Tensor:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        tokens: Tensor = SimpleTokenizer()(list(prompts)).to(self.positional_embedding.device)
+        ends = tokens.argmax(dim=-1)
+        # the tower is causal and only the end-of-text position is read: the rest is cut off
+        length = int(ends.max()) + 1
+        x = self.token_embedding(tokens[:, :length]) + self.positional_embedding[:length]
+        x = self.transformer(x, attn_mask=self.causal_mask[:length, :length])
+        x = self.ln_final(x)[torch.arange(len(tokens), device=x.device), ends]
+        return F.normalize(x @ self.text_projection, dim=-1).float()
+
+
+# --- MiniLM ---------------------------------------------------------------------------------
+
+MINILM_VOCABULARY = 30522
+MINILM_POSITIONS = 64
+"""Longer prompts are cut; a class name takes about ten positions."""
+MINILM_HEAD_WIDTH = 32
+NORM_EPSILON = 1e-12
+
+
+class MiniLMBlock(nn.Module):
+    """One post-norm BERT layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = max(1, width // MINILM_HEAD_WIDTH)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPSILON)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (N, L, C), mask (N, 1, 1, L) bool, true where a token is → (N, L, C)."""
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
+        fused = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        x = self.norm1(x + self.proj(fused.transpose(1, 2).flatten(2)))
+        out: Tensor = self.norm2(x + self.fc2(F.gelu(self.fc1(x))))
+        return out
+
+
+class MiniLMTextEncoder(nn.Module):
+    """Sentence encoder (all-MiniLM-L6 architecture): WordPiece tokens, mean pooling.
+
+    All embeddings of "a photo of a …" point almost the same way. `centre`, the mean over many
+    class names, is taken away, so that the angle between two names says how they differ.
+    """
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(MINILM_VOCABULARY, width)
+        self.positional_embedding = nn.Parameter(torch.randn(MINILM_POSITIONS, width) * 0.02)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.blocks = nn.ModuleList(MiniLMBlock(width) for _ in range(layers))
+        self.register_buffer("centre", torch.zeros(width))
+        self.centre: Tensor
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        tokenizer = _wordpiece()
+        return torch.cat(
+            [
+                self._encode_batch(tokenizer.encode_batch(list(prompts[start:stop])))
+                for start, stop in _spans(len(prompts), ENCODE_BATCH)
+            ]
+        )
+
+    def _encode_batch(self, encodings: Sequence[object]) -> Tensor:
+        device = self.positional_embedding.device
+        tokens = torch.tensor([item.ids for item in encodings], device=device)  # type: ignore
+        mask = torch.tensor(
+            [item.attention_mask for item in encodings],  # type: ignore[attr-defined]
+            device=device,
+            dtype=torch.bool,
+        )
+        x = self.norm(self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]])
+        for block in self.blocks:
+            x = block(x, mask[:, None, None])
+        weights = mask.to(x.dtype).unsqueeze(-1)
+        pooled = F.normalize((x * weights).sum(dim=1) / weights.sum(dim=1), dim=-1)
+        return F.normalize(pooled - self.centre, dim=-1).float()
+
+
+def _spans(total: int, size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def _wordpiece() -> "tokenizers.Tokenizer":  # noqa: F821, UP037
+    """MiniLM's tokenizer, shipped in the package."""
+    from tokenizers import Tokenizer
+
+    text = (resources.files("errseg") / "assets" / "minilm-tokenizer.json").read_text("utf-8")
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.enable_padding()
+    tokenizer.enable_truncation(MINILM_POSITIONS)
+    return tokenizer

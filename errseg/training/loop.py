@@ -1,0 +1,270 @@
+"""The one training loop: recipe in, checkpoints, metrics and final weights out."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from errseg.errors import ConfigError
+from errseg.evaluation.folder import evaluate_folder
+from errseg.files import atomic_write
+from errseg.model.err_seg import ErrSeg
+from errseg.model.image_encoder import EfficientNetLiteEncoder
+from errseg.model.text_encoder import embed_classes
+from errseg.training.data import LabelledFolder, TrainingBatch, TrainingBatches, open_folder
+from errseg.training.loss import classes_present, cost_loss, segmentation_loss
+from errseg.training.mini_init import imagenet_names, init_mini
+from errseg.training.pseudo_labels import make_pseudo_labels
+from errseg.training.recipe import DataSource, Recipe
+from errseg.weights import load_model, save_model
+
+CHECKPOINT_NAME = "checkpoint.pt"
+METRICS_NAME = "metrics.csv"
+WEIGHTS_NAME = "model.safetensors"
+DISTRACTOR_LIMIT = 0.5
+"""A name is no distractor for a set that has a class with a more similar embedding."""
+
+Report = Callable[[Mapping[str, float]], None]
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: torch.device,
+    workers: int = 1,
+    report: Report = lambda figures: None,
+) -> Path:
+    """Train, continuing from `out`'s checkpoint if it holds one.
+
+    Args:
+        recipe: the whole run; the same recipe and seed give the same losses.
+        out: gets `checkpoint.pt`, `metrics.csv` and, at the end, `model.safetensors`.
+        workers: processes that read and augment pictures.
+        report: called after every step with its figures, and with the figures of a validation.
+
+    Returns:
+        The final weights (the moving average, where the recipe keeps one).
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    run = _TrainingRun(recipe, out, device)
+    run.resume()
+    batches = DataLoader(
+        TrainingBatches(recipe, run.folders, run.candidates),
+        batch_size=None,
+        sampler=range(run.step, recipe.steps),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+    )
+    for batch in batches:
+        figures = run.advance(batch)
+        report(figures)
+        last = run.step == recipe.steps
+        if run.step % recipe.validate_every == 0 or last:
+            measured = run.validate(0 if last else recipe.validation_limit)
+            figures = {**figures, **measured}
+            report({"step": run.step, **measured})
+        run.log(figures)
+        if run.step % recipe.checkpoint_every == 0 or last:
+            run.save()
+    save_model(run.averaged, out / WEIGHTS_NAME, compact=True)
+    return out / WEIGHTS_NAME
+
+
+class _TrainingRun:
+    """State of one run: model, average, optimiser, step."""
+
+    def __init__(self, recipe: Recipe, out: Path, device: torch.device) -> None:
+        self.recipe, self.out, self.device = recipe, out, device
+        self.step = 0
+        self.folders = [_open(source, out) for source in recipe.data]
+        self.names = sorted(
+            {name for folder in self.folders for group in folder.vocabulary.synonyms for name in group}
+        )
+        self.model = _initial_model(recipe, self.names).to(device)
+        self.averaged = _initial_model_copy(self.model)
+        with torch.no_grad():
+            self.class_embeddings = [
+                embed_classes(
+                    self.model.text_encoder, folder.vocabulary.synonyms, recipe.model.prompt
+                ).to(device)
+                for folder in self.folders
+            ]
+            self.name_embeddings = embed_classes(
+                self.model.text_encoder, [[name] for name in self.names], recipe.model.prompt
+            ).to(device)
+        self.candidates = [self._candidates(own) for own in self.class_embeddings]
+        self.optimiser = torch.optim.AdamW(_parameter_groups(self.model, recipe))
+        self.peaks = [group["lr"] for group in self.optimiser.param_groups]
+
+    def _candidates(self, own: Tensor) -> NDArray[np.int64]:
+        nearest = (self.name_embeddings @ own.T).amax(dim=1)
+        return np.flatnonzero((nearest < DISTRACTOR_LIMIT).cpu().numpy())
+
+    def advance(self, batch: TrainingBatch) -> dict[str, float]:
+        """One optimiser step."""
+        recipe = self.recipe
+        images, labels = batch.images.to(self.device), batch.labels.to(self.device)
+        own = self.class_embeddings[batch.source]
+        text = torch.cat([own, self.name_embeddings[batch.distractors.to(self.device)]])
+        rate = self._schedule()
+        # stochastic depth draws from here: a resumed run must draw the same numbers
+        torch.manual_seed(recipe.seed * recipe.steps + self.step)
+        self.model.train()
+        prediction = self.model(
+            images, text, keep=recipe.keep, required=classes_present(labels, len(text))
+        )
+        loss = segmentation_loss(
+            prediction, labels, len(text), mask_ignored=recipe.mask_ignored
+        )
+        figures = {"loss": float(loss.detach())}
+        if recipe.cost_loss > 0:
+            aligned = cost_loss(prediction.cost, labels, recipe.cost_temperature)
+            figures["cost_loss"] = float(aligned.detach())
+            loss = loss + recipe.cost_loss * aligned
+        if not math.isfinite(float(loss.detach())):
+            raise ConfigError(f"the loss is {float(loss)} at step {self.step}; lower the rate.")
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_limit)
+        self.optimiser.step()
+        self.step += 1
+        self._average()
+        return {"step": self.step, "rate": rate, "source": batch.source, **figures}
+
+    def _schedule(self) -> float:
+        """Set the rates of this step: linear warm-up, then a cosine to zero."""
+        recipe = self.recipe
+        progress = max(0, self.step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+        factor = min(1.0, (self.step + 1) / max(1, recipe.warmup))
+        factor *= 0.5 * (1 + math.cos(math.pi * progress))
+        for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        return recipe.learning_rate * factor
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # early on the average follows fast: the start is not worth remembering
+        decay = min(self.recipe.average_decay, (1 + self.step) / (10 + self.step))
+        pairs = zip(self.averaged.parameters(), self.model.parameters(), strict=True)
+        for mean, value in pairs:
+            if value.requires_grad:
+                mean.lerp_(value, 1 - decay)
+
+    def validate(self, limit: int) -> dict[str, float]:
+        """Mean IoU of the average on each validation set."""
+        self.averaged.eval()
+        return {
+            f"miou_{folder.name}": evaluate_folder(self.averaged, open_folder(folder), limit).mean_iou
+            for folder in self.recipe.validation
+        }
+
+    def log(self, figures: Mapping[str, float]) -> None:
+        """Append one row of metrics.csv."""
+        path = self.out / METRICS_NAME
+        columns = ["step", "rate", "source", "loss", "cost_loss"]
+        columns += [f"miou_{folder.name}" for folder in self.recipe.validation]
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            if new:
+                writer.writeheader()
+            writer.writerow(
+                {key: round(value, 6) for key, value in figures.items() if key in columns}
+            )
+
+    def save(self) -> None:
+        state = {
+            "recipe": repr(self.recipe),
+            "step": self.step,
+            "model": _trained(self.model),
+            "averaged": _trained(self.averaged),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        with atomic_write(self.out / CHECKPOINT_NAME) as file:
+            torch.save(state, file)
+
+    def resume(self) -> None:
+        path = self.out / CHECKPOINT_NAME
+        if not path.exists():
+            return
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        if state["recipe"] != repr(self.recipe):
+            raise ConfigError(
+                f"{path} belongs to another recipe; give another output folder or the old recipe."
+            )
+        self.model.load_state_dict(state["model"], strict=False)
+        self.averaged.load_state_dict(state["averaged"], strict=False)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = state["step"]
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that training changes: the rest is rebuilt from the recipe."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _open(source: DataSource, out: Path) -> LabelledFolder:
+    if source.pseudo_labels:
+        return open_folder(make_pseudo_labels(source.folder, out / "pseudo-labels"))
+    return open_folder(source.folder)
+
+
+def _initial_model(recipe: Recipe, names: Sequence[str]) -> ErrSeg:
+    if recipe.init == "errseg-mini":
+        model = ErrSeg(recipe.model)
+        every = {*names, *(name for group in imagenet_names() for name in group)}
+        init_mini(model, sorted(every))
+    elif recipe.init:
+        model = load_model(Path(recipe.init))
+        if dataclasses.replace(model.config, name="") != dataclasses.replace(recipe.model, name=""):
+            raise ConfigError(f"{recipe.init} holds a model of another shape than the recipe's.")
+    else:
+        model = ErrSeg(recipe.model)
+    _freeze(model, recipe.frozen_stages)
+    return model
+
+
+def _freeze(model: ErrSeg, stages: int) -> None:
+    """Keep the text tower, and the trunk up to and including so many stages, as they are."""
+    if isinstance(model.text_encoder, nn.Module):
+        model.text_encoder.requires_grad_(False)
+    encoder = model.image_encoder.encoder
+    if stages and isinstance(encoder, EfficientNetLiteEncoder):
+        encoder.stem.requires_grad_(False)
+        encoder.stages[:stages].requires_grad_(False)
+
+
+def _initial_model_copy(model: ErrSeg) -> ErrSeg:
+    import copy
+
+    return copy.deepcopy(model)
+
+
+def _parameter_groups(model: ErrSeg, recipe: Recipe) -> list[dict[str, Any]]:
+    """Trunk and head at their own rates; no decay for norms and biases."""
+
+    def of(part: Iterator[nn.Parameter], rate: float) -> list[dict[str, Any]]:
+        trained = [parameter for parameter in part if parameter.requires_grad]
+        return [
+            {"params": [p for p in trained if p.ndim > 1], "lr": rate},
+            {"params": [p for p in trained if p.ndim <= 1], "lr": rate, "weight_decay": 0.0},
+        ]
+
+    trunk = list(model.image_encoder.parameters())
+    inside = {id(parameter) for parameter in trunk}
+    head = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    groups = of(iter(head), recipe.learning_rate)
+    groups += of(iter(trunk), recipe.learning_rate * recipe.trunk_rate)
+    return [{"weight_decay": recipe.weight_decay, **group} for group in groups]

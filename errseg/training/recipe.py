@@ -1,0 +1,122 @@
+"""Recipe: everything a training run depends on, read from a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errseg.config import PRESETS, ModelConfig
+from errseg.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One data set of a recipe.
+
+    Attributes:
+        folder: holds `images/`, `labels/` and `classes.txt`.
+        weight: how often its batches are drawn, relative to the others.
+        distractors: absent class names, drawn anew each step from the other sets' lists.
+        min_scale: smallest crop, as a share of the picture's sides.
+        pseudo_labels: the folder holds one picture per ImageNet class and no label maps; they are
+            made from the ImageNet classifier.
+    """
+
+    folder: Path
+    weight: float = 1.0
+    distractors: int = 0
+    min_scale: float = 0.5
+    pseudo_labels: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.
+
+    Attributes:
+        model: shape of the model.
+        init: "errseg-mini" starts from the ImageNet trunk and the sentence encoder that the
+            extra `train-mini` installs; a path starts from a checkpoint of ours; "" is random.
+        data: sets to learn from.
+        validation: sets to measure on; nothing is learnt from them.
+        crop: (H, W) of training crops, multiples of 32.
+        keep: K in training; classes in the ground truth are always kept.
+        learning_rate, trunk_rate: peak rate, and the trunk's share of it.
+        frozen_stages: the trunk's stem and this many stages are left as they are.
+        weight_decay: AdamW's; 0 for norms, biases and layers' gammas.
+        warmup: steps of linear warm-up; a cosine to zero follows.
+        cost_loss: weight of the cross-entropy on the stride-16 cost map (0 as published).
+        cost_temperature: cosine similarities are divided by this before that cross-entropy.
+        mask_ignored: leave unlabelled pixels out of the mean, rather than count them as zero.
+        average_decay: of the moving average of the weights, which is what is measured and kept.
+        checkpoint_every, validate_every: in steps.
+        validation_limit: pictures per validation set while training (0 = all).
+    """
+
+    model: ModelConfig
+    data: tuple[DataSource, ...]
+    validation: tuple[Path, ...] = ()
+    init: str = ""
+    crop: tuple[int, int] = (640, 640)
+    steps: int = 80_000
+    batch_size: int = 4
+    keep: int = 32
+    learning_rate: float = 2e-4
+    trunk_rate: float = 0.01
+    frozen_stages: int = 0
+    weight_decay: float = 1e-4
+    warmup: int = 1000
+    cost_loss: float = 0.0
+    cost_temperature: float = 0.05
+    mask_ignored: bool = False
+    average_decay: float = 0.0
+    gradient_limit: float = 1.0
+    seed: int = 0
+    checkpoint_every: int = 1000
+    validate_every: int = 5000
+    validation_limit: int = 0
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe; folders in it are relative to the file.
+
+    Raises:
+        ConfigError: the file cannot be read, or a setting is unknown or of the wrong kind.
+    """
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}.") from error
+    try:
+        return _recipe(values, path.parent)
+    except (ConfigError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _recipe(values: Mapping[str, Any], root: Path) -> Recipe:
+    settings = dict(values)
+    model = settings.pop("model", {})
+    preset = model.pop("preset", None)
+    if preset not in PRESETS:
+        raise ConfigError(f"[model] preset is {preset!r}; it must be one of {sorted(PRESETS)}.")
+    config = ModelConfig.from_dict({**dataclasses.asdict(PRESETS[preset]), **model})
+    data = tuple(
+        DataSource(**{**entry, "folder": root / entry["folder"]})
+        for entry in settings.pop("data", [])
+    )
+    if not data:
+        raise ConfigError("there is no [[data]] entry; name at least one folder to learn from.")
+    validation = tuple(root / folder for folder in settings.pop("validation", []))
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ConfigError(f"unknown setting {unknown[0]!r}; known are {sorted(known)}.")
+    if "crop" in settings:
+        settings["crop"] = tuple(settings["crop"])
+    return Recipe(model=config, data=data, validation=validation, **settings)

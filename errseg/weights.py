@@ -1,0 +1,141 @@
+"""Checkpoints: find, verify, load, save, and translate published keys.
+
+Our format is safetensors with the model's configuration in its metadata. Large matrices of the
+text tower may be stored as int8 with one scale per row, the rest as float16 ("compact"); they are
+float32 again once loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from errseg.config import ModelConfig
+from errseg.errors import ConfigError, WeightsError
+from errseg.model.err_seg import ErrSeg
+
+FORMAT = "errseg-1"
+SCALE_SUFFIX = "#scale"
+"""Name of an int8 tensor's per-row scales: the tensor's own name and this."""
+INT8_LIMIT = 127
+QUANTISED_PREFIX = "text_encoder."
+
+
+def save_model(model: ErrSeg, path: Path, *, compact: bool = False) -> None:
+    """Write weights and configuration; the file appears whole or not at all."""
+    from safetensors.torch import save
+
+    from errseg.files import atomic_write
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    packed = _pack(state) if compact else state
+    metadata = {"format": FORMAT, "config": model.config.to_json()}
+    with atomic_write(path) as file:
+        file.write(save(packed, metadata))
+
+
+def _pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    packed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.startswith(QUANTISED_PREFIX) and tensor.ndim == 2:
+            scale = tensor.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / INT8_LIMIT
+            packed[name] = (tensor / scale).round().to(torch.int8)
+            packed[name + SCALE_SUFFIX] = scale.half()
+        else:
+            packed[name] = tensor.half()
+    return packed
+
+
+def _unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name, tensor in packed.items():
+        if name.endswith(SCALE_SUFFIX):
+            continue
+        scale = packed.get(name + SCALE_SUFFIX)
+        state[name] = tensor.float() if scale is None else tensor.float() * scale.float()
+    return state
+
+
+def load_model(path: Path) -> ErrSeg:
+    """Rebuild a model from a file of ours: on the CPU, float32, in evaluation mode.
+
+    Raises:
+        WeightsError: the file is missing, damaged, of another format, or does not fit its config.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise WeightsError(f"there is no checkpoint {path}.") from error
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a whole safetensors file: {error}.") from error
+    if metadata.get("format") != FORMAT or "config" not in metadata:
+        raise WeightsError(f"{path} was not written by errseg: its metadata lacks {FORMAT!r}.")
+    try:
+        config = ModelConfig.from_json(metadata["config"])
+    except ConfigError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    model = build_empty(config)
+    fill(model, _unpack(packed), str(path))
+    return model.eval()
+
+
+def build_empty(config: ModelConfig) -> ErrSeg:
+    """The model with its parameters left as they come: to be filled at once.
+
+    Skipping random initialisation saves seconds at start-up.
+    """
+    with _without_init():
+        return ErrSeg(config)
+
+
+class _without_init:  # noqa: N801 - reads as a statement
+    """Turns the random initialisation of linear, conv and embedding layers off."""
+
+    kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)
+
+    def __enter__(self) -> None:
+        self.saved = [kind.reset_parameters for kind in self.kinds]
+        for kind in self.kinds:
+            kind.reset_parameters = lambda self: None  # type: ignore[method-assign,assignment,misc]
+
+    def __exit__(self, *exception: object) -> None:
+        for kind, method in zip(self.kinds, self.saved, strict=True):
+            kind.reset_parameters = method  # type: ignore[method-assign,assignment]
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Load a state dict; a missing, unexpected or misshapen key is an error that names it.
+
+    Raises:
+        WeightsError: as said.
+    """
+    own = model.state_dict()
+    missing = sorted(set(own) - set(state))
+    unexpected = sorted(set(state) - set(own))
+    if missing:
+        raise WeightsError(f"{origin} lacks {missing[0]!r} ({len(missing)} keys missing).")
+    if unexpected:
+        raise WeightsError(f"{origin} holds {unexpected[0]!r} ({len(unexpected)} keys unknown).")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise WeightsError(
+                f"{origin}: {name!r} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}."
+            )
+    model.load_state_dict(state)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}.") from error
