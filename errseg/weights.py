@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from errseg.config import ModelConfig
+from errseg.config import PRESETS, ModelConfig
 from errseg.errors import ConfigError, WeightsError
 from errseg.model.err_seg import ErrSeg
 
@@ -139,3 +139,47 @@ def file_hash(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}.") from error
+
+
+# --- models by name -------------------------------------------------------------------------
+
+EMBEDDED = "errseg-mini"
+PUBLISHED_REPOSITORY = "lchen1019/ERR-Seg"
+MODEL_NAMES = (EMBEDDED, "errseg-base", "errseg-large")
+
+
+def embedded_path() -> Path:
+    """The embedded model's weights, inside the package."""
+    return Path(__file__).parent / "assets" / EMBEDDED / "model.safetensors"
+
+
+def load_named_model(name: str, weights: str | Path | None = None) -> ErrSeg:
+    """A model by its name, with its own weights or those of a file.
+
+    Args:
+        name: "errseg-mini", "errseg-base" or "errseg-large".
+        weights: a file of ours (.safetensors), or one as published (.pth).
+
+    Raises:
+        ConfigError: no model of this name.
+        WeightsError: the weights are missing, damaged, or of another model.
+    """
+    if name not in MODEL_NAMES:
+        raise ConfigError(f"there is no model {name!r}; known are {', '.join(MODEL_NAMES)}.")
+    if weights is None:
+        if name != EMBEDDED:
+            raise WeightsError(
+                f"{name} has no weights here: its checkpoint is published as "
+                f"{PUBLISHED_REPOSITORY} on Hugging Face. Download it there and give "
+                f"--weights FILE, or use --model {EMBEDDED}, which is embedded."
+            )
+        return load_model(embedded_path())
+    path = Path(weights)
+    if path.suffix == ".safetensors":
+        model = load_model(path)
+        if model.config.name != name:
+            raise WeightsError(f"{path} holds {model.config.name}, not {name}; say --model so.")
+        return model
+    from errseg.published import load_published
+
+    return load_published(path, PRESETS[name])

@@ -3,6 +3,9 @@
 Tokens stay in one layout, (B, K, H, W, C), through a layer. Guidance has one copy per picture
 (spatial) or per class (class fusion) while x has K or H·W: its part of each linear over
 [x; guidance] is computed once and broadcast.
+
+Both attentions are pre-norm (LN → attention → residual). The design document leaves that LN out;
+the published checkpoints hold it as `norm1`, and the reference vectors need it.
 """
 
 from __future__ import annotations
@@ -89,8 +92,9 @@ class SpatialFusion(nn.Module):
 
     def __init__(self, channels: int, heads: int, hidden: int, stride: int, drop: float) -> None:
         super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
         self.attention = SpatialAttention(channels, heads, stride)
-        self.norm = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels)
         self.mlp = GatedMLP(channels, hidden)
         self.depthwise = nn.Conv2d(
             channels, channels, DEPTHWISE_KERNEL, padding=DEPTHWISE_KERNEL // 2, groups=channels
@@ -99,8 +103,8 @@ class SpatialFusion(nn.Module):
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B, K, H, W, C), guidance (B, H, W, C) → (B, K, H, W, C)."""
-        x = x + self.drop_path(self.attention(x, guidance))
-        hidden = self.mlp(self.norm(x)).flatten(0, 1).permute(0, 3, 1, 2)
+        x = x + self.drop_path(self.attention(self.norm1(x), guidance))
+        hidden = self.mlp(self.norm2(x)).flatten(0, 1).permute(0, 3, 1, 2)
         hidden = self.depthwise(hidden).permute(0, 2, 3, 1).view_as(x)
         return x + self.drop_path(hidden)
 
@@ -136,8 +140,9 @@ class ClassFusion(nn.Module):
     def __init__(self, channels: int, heads: int, hidden: int, pooling: int, drop: float) -> None:
         super().__init__()
         self.pooling = pooling
+        self.norm1 = nn.LayerNorm(channels)
         self.attention = ClassAttention(channels, heads)
-        self.norm = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels)
         self.mlp = GatedMLP(channels, hidden)
         self.drop_path = DropPath(drop)
 
@@ -146,8 +151,8 @@ class ClassFusion(nn.Module):
         height, width = x.shape[2:4]
         pooled = self._pool(x)
         tokens = pooled.flatten(2, 3).transpose(1, 2)
-        tokens = tokens + self.drop_path(self.attention(tokens, guidance))
-        tokens = tokens + self.drop_path(F.relu6(self.mlp(self.norm(tokens))))
+        tokens = tokens + self.drop_path(self.attention(self.norm1(tokens), guidance))
+        tokens = tokens + self.drop_path(F.relu6(self.mlp(self.norm2(tokens))))
         fused = tokens.transpose(1, 2).unflatten(2, pooled.shape[2:4])
         maps = fused.flatten(0, 1).permute(0, 3, 1, 2)
         maps = resize(maps, (height, width), align_corners=True)

@@ -22,6 +22,9 @@ COST_STRIDE = 16
 DROPPED_LOGIT = -100.0
 """Logit of a class that CRM dropped."""
 
+FEATURE_LIMIT = 16.0
+"""Features that guide later parts are clamped to ±this (design section 5)."""
+
 
 class Prediction(NamedTuple):
     """What the model says of a batch.
@@ -109,14 +112,16 @@ class ErrSeg(nn.Module):
         x = self.cost_embedding(self._kept_costs(features.embeddings, kept_text))
         x = x.permute(0, 1, 3, 4, 2).contiguous()
         x = resize_tokens(x, size)
-        image_guidance = self.image_guidance((features.stride32, features.stride16), size)
+        stride4, stride8, stride16, stride32 = (
+            feature.clamp(-FEATURE_LIMIT, FEATURE_LIMIT) for feature in features[:4]
+        )
+        image_guidance = self.image_guidance((stride32, stride16), size)
         image_guidance = image_guidance.permute(0, 2, 3, 1)
         text_guidance = self.text_guidance(kept_text)
         for layer in self.context_fusion:
             x = layer(x, image_guidance, text_guidance)
 
-        guides = (features.stride16, features.stride8, features.stride4)
-        logits = self.decoder(x, [guide.detach() for guide in guides])
+        logits = self.decoder(x, [guide.detach() for guide in (stride16, stride8, stride4)])
         return Prediction(logits, classes, cost)
 
     @staticmethod

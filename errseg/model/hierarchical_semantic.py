@@ -10,10 +10,6 @@ from torch import Tensor, nn
 
 from errseg.model.image_encoder import ImageEncoder, ImageFeatures
 
-FEATURE_LIMIT = 16.0
-"""Features that guide later parts are clamped to ±this (design section 5)."""
-
-
 class HierarchicalSemantic(nn.Module):
     """Image tower plus dense branch."""
 
@@ -31,11 +27,4 @@ class HierarchicalSemantic(nn.Module):
         if self.dense_downsample is not None:
             dense = encoder.last_stage(self.dense_downsample(stride16))
             embeddings = (encoder.embed(dense), *embeddings)
-        limit = FEATURE_LIMIT
-        return ImageFeatures(
-            stride4.clamp(-limit, limit),
-            stride8.clamp(-limit, limit),
-            stride16.clamp(-limit, limit),
-            stride32.clamp(-limit, limit),
-            embeddings,
-        )
+        return ImageFeatures(stride4, stride8, stride16, stride32, embeddings)

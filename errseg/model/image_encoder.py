@@ -222,7 +222,7 @@ class ImageFeatures(NamedTuple):
     """What the rest of the model sees of a picture.
 
     Attributes:
-        stride4, stride8, stride16, stride32: (B, C, H, W) features, clamped.
+        stride4, stride8, stride16, stride32: (B, C, H, W) features of the trunk.
         embeddings: (B, H, W, D) dense embeddings, the finest level first.
     """
 

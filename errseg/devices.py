@@ -1,0 +1,54 @@
+"""Devices and precisions: what the user names → what torch uses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from errseg.errors import DeviceError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        DeviceError: no such device here.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps."
+        ) from error
+    if device.type == "cuda" and (not cuda or (device.index or 0) >= torch.cuda.device_count()):
+        raise DeviceError(f"device {name!r} is not here; use --device auto or cpu.")
+    if device.type == "mps" and not mps:
+        raise DeviceError("device 'mps' is not here; use --device auto or cpu.")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps.")
+    return device
+
+
+def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
+    """`auto` is float32, on CUDA devices bfloat16 (float16 where they have none).
+
+    Raises:
+        DeviceError: unknown name, or float16 on a CPU.
+    """
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if name not in _DTYPES:
+        raise DeviceError(f"precision is {name!r}; it must be auto, fp32, bf16 or fp16.")
+    if name == "fp16" and device.type == "cpu":
+        raise DeviceError("precision fp16 does not work on a CPU; use fp32 or bf16.")
+    return _DTYPES[name]

@@ -1,0 +1,138 @@
+"""Segmenter: the one class a Python user needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from errseg.devices import Precision, resolve_device, resolve_precision
+from errseg.errors import ConfigError, InputError
+from errseg.inference import segment
+from errseg.model.err_seg import ErrSeg
+from errseg.model.text_encoder import Synonyms, embed_classes
+from errseg.records import ImageArray, Segmentation
+from errseg.vocabulary import Vocabulary, load_vocabulary, vocabulary_from_names
+from errseg.weights import load_named_model
+
+DEFAULT_MODEL = "errseg-mini"
+
+Classes = str | Sequence[str | Sequence[str]] | Vocabulary
+
+
+class Segmenter:
+    """Labels every pixel of a picture with one of your classes.
+
+        segmenter = Segmenter(classes=["cat", "sofa, couch", "floor"])
+        result = segmenter(image)            # (H, W, 3) uint8 RGB
+        result.labels, result.scores, result.areas()
+    """
+
+    def __init__(
+        self,
+        model: str | ErrSeg = DEFAULT_MODEL,
+        *,
+        classes: Classes,
+        weights: str | Path | None = None,
+        device: str = "auto",
+        precision: Precision = "auto",
+        keep: int | None = None,
+        threshold: float = 0.0,
+        synonyms: Synonyms = "mean",
+    ) -> None:
+        """
+        Args:
+            model: a name that `errseg models` lists, or a model already built.
+            classes: a built-in vocabulary's name, a path, names on one line, a list of names (each
+                a name or a sequence of synonyms), or a `Vocabulary`.
+            weights: checkpoint file; None takes the model's own.
+            device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+            precision: "auto", "fp32", "bf16" or "fp16".
+            keep: CRM's budget K; None as published for the number of classes.
+            threshold: pixels whose best probability (0..1) is lower stay unlabelled.
+            synonyms: "mean" averages a class's synonyms, "first" takes the first one.
+
+        Raises:
+            VocabularyError, WeightsError, DeviceError, ConfigError: by name.
+        """
+        self.device = resolve_device(device)
+        self.precision = resolve_precision(precision, self.device)
+        if not 0.0 <= threshold <= 1.0:
+            raise ConfigError(f"threshold is {threshold}; it must lie between 0 and 1.")
+        if keep is not None and keep < 1:
+            raise ConfigError(f"keep is {keep}; it must be at least 1.")
+        if synonyms not in ("mean", "first"):
+            raise ConfigError(f"synonyms is {synonyms!r}; it must be 'mean' or 'first'.")
+        self.keep, self.threshold, self.synonyms = keep, threshold, synonyms
+        loaded = model if isinstance(model, ErrSeg) else load_named_model(model, weights)
+        self.model = loaded.to(self.device).eval()
+        self.set_classes(classes)
+
+    def set_classes(self, classes: Classes) -> None:
+        """Change the vocabulary; the model stays loaded."""
+        self.vocabulary = _as_vocabulary(classes)
+        self.text = self._embed(self.vocabulary)
+
+    @torch.inference_mode()
+    def _embed(self, vocabulary: Vocabulary) -> Tensor:
+        prompt = self.model.config.prompt
+        embeddings = embed_classes(
+            self.model.text_encoder, vocabulary.synonyms, prompt, self.synonyms
+        )
+        return embeddings.to(self.device)
+
+    @overload
+    def __call__(self, images: ImageArray) -> Segmentation: ...
+    @overload
+    def __call__(self, images: Sequence[ImageArray]) -> list[Segmentation]: ...
+    def __call__(
+        self, images: ImageArray | Sequence[ImageArray]
+    ) -> Segmentation | list[Segmentation]:
+        """Segment one picture, or several in one batch.
+
+        Args:
+            images: (H, W, 3) uint8 RGB 0..255, or a sequence of them; sizes may differ.
+
+        Returns:
+            One `Segmentation` per picture, of exactly the picture's size; alone for one picture.
+
+        Raises:
+            InputError: a picture has another shape or dtype.
+        """
+        single = isinstance(images, np.ndarray) and images.ndim == 3
+        batch = [images] if single else list(images)
+        for image in batch:
+            _check_image(image)
+        if not batch:
+            return []
+        results = segment(
+            self.model,
+            batch,
+            self.text,
+            keep=self.keep,
+            precision=self.precision,
+            threshold=self.threshold,
+        )
+        names = self.vocabulary.names
+        found = [Segmentation(labels, scores, names) for labels, scores in results]
+        return found[0] if single else found
+
+
+def _as_vocabulary(classes: Classes) -> Vocabulary:
+    if isinstance(classes, Vocabulary):
+        return classes
+    if isinstance(classes, str):
+        return load_vocabulary(classes)
+    return vocabulary_from_names(classes)
+
+
+def _check_image(image: object) -> None:
+    rule = "a picture must be an array (H, W, 3), uint8, RGB"
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"{type(image).__name__} came; {rule}.")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise InputError(f"an array {image.shape} of {image.dtype} came; {rule}.")
