@@ -27,9 +27,9 @@ Classes = str | Sequence[str | Sequence[str]] | Vocabulary
 class Segmenter:
     """Labels every pixel of a picture with one of your classes.
 
-        segmenter = Segmenter(classes=["cat", "sofa, couch", "floor"])
-        result = segmenter(image)            # (H, W, 3) uint8 RGB
-        result.labels, result.scores, result.areas()
+    segmenter = Segmenter(classes=["cat", "sofa, couch", "floor"])
+    result = segmenter(image)            # (H, W, 3) uint8 RGB
+    result.labels, result.scores, result.areas()
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class Segmenter:
         Raises:
             InputError: a picture has another shape or dtype.
         """
-        single = isinstance(images, np.ndarray) and images.ndim == 3
-        batch = [images] if single else list(images)
+        single = isinstance(images, np.ndarray) and images.ndim != 4
+        batch: list[ImageArray] = [images] if single else list(images)  # type: ignore[list-item]
         for image in batch:
             _check_image(image)
         if not batch:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from errseg.config import PRESETS, ModelConfig
 from errseg.errors import ConfigError, WeightsError
+from errseg.files import atomic_write
 from errseg.model.err_seg import ErrSeg
 
 FORMAT = "errseg-1"
@@ -29,9 +30,9 @@ def save_model(model: ErrSeg, path: Path, *, compact: bool = False) -> None:
     """Write weights and configuration; the file appears whole or not at all."""
     from safetensors.torch import save
 
-    from errseg.files import atomic_write
-
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     packed = _pack(state) if compact else state
     metadata = {"format": FORMAT, "config": model.config.to_json()}
     with atomic_write(path) as file:
@@ -88,27 +89,9 @@ def load_model(path: Path) -> ErrSeg:
 
 
 def build_empty(config: ModelConfig) -> ErrSeg:
-    """The model with its parameters left as they come: to be filled at once.
-
-    Skipping random initialisation saves seconds at start-up.
-    """
-    with _without_init():
+    """The model without its parameters, for `fill`: no time goes into random numbers."""
+    with torch.device("meta"):
         return ErrSeg(config)
-
-
-class _without_init:  # noqa: N801 - reads as a statement
-    """Turns the random initialisation of linear, conv and embedding layers off."""
-
-    kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)
-
-    def __enter__(self) -> None:
-        self.saved = [kind.reset_parameters for kind in self.kinds]
-        for kind in self.kinds:
-            kind.reset_parameters = lambda self: None  # type: ignore[method-assign,assignment,misc]
-
-    def __exit__(self, *exception: object) -> None:
-        for kind, method in zip(self.kinds, self.saved, strict=True):
-            kind.reset_parameters = method  # type: ignore[method-assign,assignment]
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
@@ -129,7 +112,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
             raise WeightsError(
                 f"{origin}: {name!r} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}."
             )
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)
 
 
 def file_hash(path: Path) -> str:

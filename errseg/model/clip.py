@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from errseg.config import ModelConfig
 
-TINY_CLIP = {
+TINY_CLIP: dict[str, Any] = {
     "embed_dim": 32,
     "vision_cfg": {
         "timm_model_name": "convnext_atto",
@@ -28,10 +28,12 @@ TINY_CLIP = {
 """The published architecture in small, for tests."""
 
 
-def build_clip(config: ModelConfig) -> nn.Module:
+def build_clip(config: ModelConfig) -> Any:
     """An open_clip `CLIP` with random weights."""
     import open_clip
 
-    if config.clip_model == "tiny":
-        return open_clip.CLIP(**TINY_CLIP)  # type: ignore[no-any-return]
-    return open_clip.create_model(config.clip_model, pretrained=None)  # type: ignore[no-any-return]
+    # `create_model` would do, but it moves and fills the model, which one on "meta" cannot bear
+    shape = (
+        TINY_CLIP if config.clip_model == "tiny" else open_clip.get_model_config(config.clip_model)
+    )
+    return open_clip.CLIP(**shape)

@@ -10,21 +10,19 @@ the published checkpoints hold it as `norm1`, and the reference vectors need it.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from errseg.model.layers import DropPath, GatedMLP, resize, split_linear
+from errseg.model.layers import DropPath, GatedMLP, guided_linear, resize
 
 DEPTHWISE_KERNEL = 7
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Scaled dot-product attention over (N, L, C), split into heads and joined again."""
-    query, key, value = (
-        x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value)
-    )
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    fused: Tensor = F.scaled_dot_product_attention(query, key, value)
+    return fused.transpose(1, 2).flatten(2)
 
 
 class SequenceReduction(nn.Module):
@@ -35,8 +33,8 @@ class SequenceReduction(nn.Module):
         self.conv = nn.Conv2d(channels, channels, stride, stride)
         self.norm = nn.LayerNorm(channels)
 
-    def project(self, x: Tensor, inputs: slice) -> Tensor:
-        """The conv's part for the input channels `inputs`, without bias.
+    def project(self, x: Tensor, inputs: slice, *, bias: bool) -> Tensor:
+        """The conv's part for the input channels `inputs`.
 
         A conv with kernel = stride is a linear over non-overlapping patches:
         (N, H, W, C) → (N, H/s, W/s, channels).
@@ -45,7 +43,7 @@ class SequenceReduction(nn.Module):
         patches = x.unflatten(2, (-1, stride)).unflatten(1, (-1, stride))
         patches = patches.permute(0, 1, 3, 2, 4, 5).flatten(3)
         weight = self.conv.weight[:, inputs].permute(0, 2, 3, 1).flatten(1)
-        return F.linear(patches, weight)
+        return F.linear(patches, weight, self.conv.bias if bias else None)
 
 
 class SpatialAttention(nn.Module):
@@ -64,27 +62,21 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B, K, H, W, C), guidance (B, H, W, C) → (B, K, H, W, C)."""
         batch, classes, height, width, channels = x.shape
-        query = self._guided(self.q, x, guidance)
+        query = guided_linear(self.q, x, guidance)
         if self.reduce_k is None or self.reduce_v is None:
-            key, value = self._guided(self.k, x, guidance), self.v(x)
+            key, value = guided_linear(self.k, x, guidance), self.v(x)
         else:
             maps = x.flatten(0, 1)
-            of_x = self.reduce_k.project(maps, slice(channels)).unflatten(0, (batch, classes))
-            of_guidance = self.reduce_k.project(guidance, slice(channels, None))
-            reduced = of_x + (of_guidance + self.reduce_k.conv.bias).unsqueeze(1)
+            of_x = self.reduce_k.project(maps, slice(channels), bias=False)
+            of_guidance = self.reduce_k.project(guidance, slice(channels, None), bias=True)
+            reduced = of_x.unflatten(0, (batch, classes)) + of_guidance.unsqueeze(1)
             key = self.k(self.reduce_k.norm(reduced))
-            reduced = self.reduce_v.project(maps, slice(None)) + self.reduce_v.conv.bias
+            reduced = self.reduce_v.project(maps, slice(None), bias=True)
             value = self.v(self.reduce_v.norm(reduced))
         shape = (batch * classes, -1, channels)
         fused = _attend(query.reshape(shape), key.reshape(shape), value.reshape(shape), self.heads)
         out: Tensor = self.proj(fused)
         return out.view(batch, classes, height, width, channels)
-
-    @staticmethod
-    def _guided(layer: nn.Linear, x: Tensor, guidance: Tensor) -> Tensor:
-        for_x, for_guidance = split_linear(layer, x.shape[-1])
-        of_guidance = F.linear(guidance, for_guidance, layer.bias)
-        return F.linear(x, for_x) + of_guidance.unsqueeze(1)
 
 
 class SpatialFusion(nn.Module):
@@ -104,9 +96,10 @@ class SpatialFusion(nn.Module):
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B, K, H, W, C), guidance (B, H, W, C) → (B, K, H, W, C)."""
         x = x + self.drop_path(self.attention(self.norm1(x), guidance))
-        hidden = self.mlp(self.norm2(x)).flatten(0, 1).permute(0, 3, 1, 2)
-        hidden = self.depthwise(hidden).permute(0, 2, 3, 1).view_as(x)
-        return x + self.drop_path(hidden)
+        maps = self.mlp(self.norm2(x)).flatten(0, 1).permute(0, 3, 1, 2)
+        hidden = self.depthwise(maps).permute(0, 2, 3, 1).view_as(x)
+        out: Tensor = x + self.drop_path(hidden)
+        return out
 
 
 class ClassAttention(nn.Module):
@@ -122,16 +115,11 @@ class ClassAttention(nn.Module):
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B, L, K, C) with L positions, guidance (B, K, C) → (B, L, K, C)."""
-        query, key = (self._guided(layer, x, guidance) for layer in (self.q, self.k))
-        fused = _attend(*(part.flatten(0, 1) for part in (query, key, self.v(x))), self.heads)
+        query, key = (guided_linear(layer, x, guidance) for layer in (self.q, self.k))
+        value: Tensor = self.v(x)
+        fused = _attend(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), self.heads)
         out: Tensor = self.proj(fused)
         return out.view_as(x)
-
-    @staticmethod
-    def _guided(layer: nn.Linear, x: Tensor, guidance: Tensor) -> Tensor:
-        for_x, for_guidance = split_linear(layer, x.shape[-1])
-        of_guidance = F.linear(guidance, for_guidance, layer.bias)
-        return F.linear(x, for_x) + of_guidance.unsqueeze(1)
 
 
 class ClassFusion(nn.Module):
@@ -162,13 +150,13 @@ class ClassFusion(nn.Module):
         if self.pooling == 1:
             return x
         maps = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), self.pooling)
-        return maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+        return maps.permute(0, 2, 3, 1).view(*x.shape[:2], *maps.shape[2:], x.shape[-1])
 
 
 class ContextFusionLayer(nn.Module):
     """One ESCF layer: spatial fusion, then class fusion."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the order of the config's fields
         self, channels: int, heads: int, hidden: int, stride: int, pooling: int, drop: float
     ) -> None:
         super().__init__()

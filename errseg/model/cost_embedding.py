@@ -48,9 +48,13 @@ class CostEmbedding(nn.Module):
     def _folded(self, level: int) -> tuple[Tensor, Tensor]:
         """One level's conv followed by its share of the average and the 1×1 conv."""
         conv = self.level_convs[level]
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
         mixing = self.fusion.weight.flatten(1) / len(self.level_convs)
         weight = (mixing @ conv.weight.flatten(1)).unflatten(1, (1, COST_KERNEL, COST_KERNEL))
-        return weight, mixing @ conv.bias
+        assert self.fusion.bias is not None
+        share = self.fusion.bias / len(self.level_convs)
+        return weight, mixing @ conv.bias + share
 
     def forward(self, costs: Sequence[Tensor]) -> Tensor:
         """
@@ -61,16 +65,17 @@ class CostEmbedding(nn.Module):
             (B, K, C, H16, W16).
         """
         batch, classes, height, width = costs[0].shape
-        total: Tensor | None = None
-        for level, cost in enumerate(costs):
-            weight, bias = self._folded(level)
-            maps = cost.flatten(0, 1).unsqueeze(1)
-            embedded = F.conv2d(maps, weight, bias, padding=COST_KERNEL // 2)
-            embedded = resize(embedded, (height, width))
-            total = embedded if total is None else total + embedded
-        assert total is not None
-        total = total + self.fusion.bias[:, None, None]
-        return total.unflatten(0, (batch, classes))
+        levels = [
+            resize(self._embed(level, cost), (height, width)) for level, cost in enumerate(costs)
+        ]
+        total = torch.stack(levels).sum(dim=0) if len(levels) > 1 else levels[0]
+        return total.view(batch, classes, -1, height, width)
+
+    def _embed(self, level: int, cost: Tensor) -> Tensor:
+        """(B, K, H, W) → (B·K, C, H, W)."""
+        weight, bias = self._folded(level)
+        maps = cost.flatten(0, 1).unsqueeze(1)
+        return F.conv2d(maps, weight, bias, padding=COST_KERNEL // 2)
 
 
 class ImageGuidance(nn.Module):

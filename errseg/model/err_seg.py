@@ -75,8 +75,8 @@ class ErrSeg(nn.Module):
             (stride16, stride8, stride4),
             config.decoder_guidance_channels,
         )
-        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", _per_channel(config.mean), persistent=False)
+        self.register_buffer("std", _per_channel(config.std), persistent=False)
         self.mean: Tensor
         self.std: Tensor
 
@@ -136,19 +136,23 @@ class ErrSeg(nn.Module):
         return [cosine_cost(level, kept_text).permute(0, 3, 1, 2) for level in embeddings]
 
 
+def _per_channel(values: Sequence[float]) -> Tensor:
+    # the device is named so that a model built on "meta" has real constants
+    return torch.tensor(values, device="cpu").view(-1, 1, 1)
+
+
 def resize_tokens(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, K, H, W, C) resized to `size`; needed only where the stride-32 level stands alone."""
     if x.shape[2:4] == size:
         return x
     maps = resize(x.flatten(0, 1).permute(0, 3, 1, 2), size)
-    return maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2]).contiguous()
+    tokens: Tensor = maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+    return tokens.contiguous()
 
 
 def _build_towers(config: ModelConfig) -> tuple[ImageEncoder, TextEncoder]:
     if config.image_encoder == "efficientnet-lite":
-        return build_efficientnet(config), MiniLMTextEncoder(
-            config.text_layers, config.text_width
-        )
+        return build_efficientnet(config), MiniLMTextEncoder(config.text_layers, config.text_width)
     from errseg.model.clip import build_clip
 
     clip = build_clip(config)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from errseg.model.image_encoder import ImageEncoder, ImageFeatures
 
+
 class HierarchicalSemantic(nn.Module):
     """Image tower plus dense branch."""
 
@@ -23,7 +24,7 @@ class HierarchicalSemantic(nn.Module):
         encoder = self.encoder
         stride4, stride8, stride16 = encoder.features(image)
         stride32 = encoder.last_stage(encoder.downsample(stride16))
-        embeddings = (encoder.embed(stride32),)
+        embeddings: tuple[Tensor, ...] = (encoder.embed(stride32),)
         if self.dense_downsample is not None:
             dense = encoder.last_stage(self.dense_downsample(stride16))
             embeddings = (encoder.embed(dense), *embeddings)

@@ -6,7 +6,8 @@ Both offer the same four steps, so that HSM can run the last stage twice:
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import copy
+from typing import Any, NamedTuple, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,8 +22,9 @@ class ImageEncoder(Protocol):
     channels: tuple[int, int, int, int]
     """Channels at strides 4, 8, 16, 32."""
 
-    downsample: nn.Module
-    """Stride 16 → 32, the last stage's usual way in."""
+    @property
+    def downsample(self) -> nn.Module:
+        """Stride 16 → 32, the last stage's usual way in."""
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised image (B, 3, H, W) → features at strides 4, 8, 16."""
@@ -56,43 +58,43 @@ class DenseDownsample(nn.Module):
 class ConvNeXtEncoder(nn.Module):
     """Image tower of an open_clip ConvNeXt model, read at every stride."""
 
-    def __init__(self, visual: nn.Module) -> None:
+    def __init__(self, visual: Any) -> None:
         """
         Args:
             visual: open_clip's `TimmModel`: its `trunk` is timm's ConvNeXt, its `head` the
                 projection into the shared space (linear or a two-layer MLP).
         """
         super().__init__()
-        self.trunk: nn.Module = visual.trunk  # type: ignore[assignment]
-        self.projection: nn.Module = visual.head  # type: ignore[assignment]
-        stages = self.trunk.stages
-        widths = [stage.blocks[0].conv_dw.in_channels for stage in stages]  # type: ignore
+        # timm's modules carry no types: Any is what they are
+        self.trunk: Any = visual.trunk
+        self.projection: Any = visual.head
+        widths = [stage.blocks[0].conv_dw.in_channels for stage in self.trunk.stages]
         self.channels = (widths[0], widths[1], widths[2], widths[3])
 
     @property
-    def downsample(self) -> nn.Module:  # type: ignore[override]
-        return self.trunk.stages[3].downsample  # type: ignore
+    def downsample(self) -> nn.Module:
+        downsample: nn.Module = self.trunk.stages[3].downsample
+        return downsample
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stages = self.trunk.stages
-        stride4 = stages[0](self.trunk.stem(image))  # type: ignore
-        stride8 = stages[1](stride4)  # type: ignore
-        return stride4, stride8, stages[2](stride8)  # type: ignore
+        stride4 = stages[0](self.trunk.stem(image))
+        stride8 = stages[1](stride4)
+        return stride4, stride8, stages[2](stride8)
 
     def make_dense_downsample(self) -> nn.Module:
-        import copy
-
-        norm, conv = self.downsample  # type: ignore
+        norm, conv = self.trunk.stages[3].downsample
         dense = DenseDownsample(copy.deepcopy(norm), conv.in_channels, conv.out_channels)
         dense.conv.load_state_dict(conv.state_dict())
         return dense
 
     def last_stage(self, x: Tensor) -> Tensor:
-        return self.trunk.norm_pre(self.trunk.stages[3].blocks(x))  # type: ignore
+        out: Tensor = self.trunk.norm_pre(self.trunk.stages[3].blocks(x))
+        return out
 
     def embed(self, x: Tensor) -> Tensor:
-        normed = self.trunk.head.norm(x)  # type: ignore
-        return self.projection(normed.permute(0, 2, 3, 1))  # type: ignore
+        out: Tensor = self.projection(self.trunk.head.norm(x).permute(0, 2, 3, 1))
+        return out
 
 
 # --- EfficientNet-Lite ----------------------------------------------------------------------
@@ -148,7 +150,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and width == out
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x))
+        y: Tensor = x if self.expand is None else F.relu6(self.expand(x))
         y = self.project(F.relu6(self.depthwise(y)))
         return x + y if self.residual else y
 
@@ -171,9 +173,7 @@ class EfficientNetLiteEncoder(nn.Module):
             for repeat in range(repeats):
                 expansion = 1 if index == 0 else EXPANSION
                 step = stride if repeat == 0 else 1
-                blocks.append(
-                    InvertedResidual(current, scaled(channels), kernel, step, expansion)
-                )
+                blocks.append(InvertedResidual(current, scaled(channels), kernel, step, expansion))
                 current = scaled(channels)
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages[:5])

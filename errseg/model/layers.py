@@ -14,13 +14,18 @@ def resize(x: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> 
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
-def split_linear(layer: nn.Linear, width: int) -> tuple[Tensor, Tensor]:
-    """Weights of a linear over [x; g], cut into the part for x (first `width` inputs) and for g.
+def guided_linear(layer: nn.Linear, x: Tensor, guidance: Tensor) -> Tensor:
+    """A linear over [x; guidance], where guidance has one copy and x has many.
 
-    W [x; g] = W_x x + W_g g: the g part is computed once per picture or class and broadcast,
-    where x has one copy per class.
+    W [x; g] = W_x x + W_g g: the guidance's part is computed once and broadcast over axis 1.
+
+    Args:
+        x: (B, N, ..., C).
+        guidance: (B, ..., G), as x without its axis 1.
     """
-    return layer.weight[:, :width], layer.weight[:, width:]
+    width = x.shape[-1]
+    of_guidance = F.linear(guidance, layer.weight[:, width:], layer.bias)
+    return F.linear(x, layer.weight[:, :width]) + of_guidance.unsqueeze(1)
 
 
 class DropPath(nn.Module):

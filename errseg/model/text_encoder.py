@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import resources
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor, nn
 
 Synonyms = Literal["mean", "first"]
@@ -60,23 +61,21 @@ def embed_classes(
 class ClipTextEncoder(nn.Module):
     """Text tower of an open_clip CLIP."""
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: Any) -> None:
         super().__init__()
-        self.token_embedding: nn.Embedding = clip.token_embedding  # type: ignore[assignment]
-        self.positional_embedding: nn.Parameter = clip.positional_embedding  # type: ignore
-        self.transformer: nn.Module = clip.transformer  # type: ignore[assignment]
-        self.ln_final: nn.Module = clip.ln_final  # type: ignore[assignment]
-        self.text_projection: nn.Parameter = clip.text_projection  # type: ignore[assignment]
-        self.register_buffer("causal_mask", clip.attn_mask, persistent=False)  # type: ignore
-        self.causal_mask: Tensor
+        # open_clip's modules carry no types: Any is what they are
+        self.token_embedding: Any = clip.token_embedding
+        self.positional_embedding: Any = clip.positional_embedding
+        self.transformer: Any = clip.transformer
+        self.ln_final: Any = clip.ln_final
+        self.text_projection: Any = clip.text_projection
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        return torch.cat(
-            [
-                self._encode_batch(prompts[start : start + ENCODE_BATCH])
-                for start in range(0, len(prompts), ENCODE_BATCH)
-            ]
-        )
+        batches = [
+            self._encode_batch(prompts[start:stop])
+            for start, stop in _spans(len(prompts), ENCODE_BATCH)
+        ]
+        return torch.cat(batches)
 
     def _encode_batch(self, prompts: Sequence[str]) -> Tensor:
         from open_clip.tokenizer import SimpleTokenizer
@@ -86,7 +85,8 @@ class ClipTextEncoder(nn.Module):
         # the tower is causal and only the end-of-text position is read: the rest is cut off
         length = int(ends.max()) + 1
         x = self.token_embedding(tokens[:, :length]) + self.positional_embedding[:length]
-        x = self.transformer(x, attn_mask=self.causal_mask[:length, :length])
+        causal = torch.full((length, length), -torch.inf, device=x.device).triu(1)
+        x = self.transformer(x, attn_mask=causal)
         x = self.ln_final(x)[torch.arange(len(tokens), device=x.device), ends]
         return F.normalize(x @ self.text_projection, dim=-1).float()
 
@@ -143,20 +143,17 @@ class MiniLMTextEncoder(nn.Module):
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         tokenizer = _wordpiece()
-        return torch.cat(
-            [
-                self._encode_batch(tokenizer.encode_batch(list(prompts[start:stop])))
-                for start, stop in _spans(len(prompts), ENCODE_BATCH)
-            ]
-        )
+        batches = [
+            self._encode_batch(tokenizer.encode_batch(list(prompts[start:stop])))
+            for start, stop in _spans(len(prompts), ENCODE_BATCH)
+        ]
+        return torch.cat(batches)
 
-    def _encode_batch(self, encodings: Sequence[object]) -> Tensor:
+    def _encode_batch(self, encodings: Sequence[Encoding]) -> Tensor:
         device = self.positional_embedding.device
-        tokens = torch.tensor([item.ids for item in encodings], device=device)  # type: ignore
+        tokens = torch.tensor([item.ids for item in encodings], device=device)
         mask = torch.tensor(
-            [item.attention_mask for item in encodings],  # type: ignore[attr-defined]
-            device=device,
-            dtype=torch.bool,
+            [item.attention_mask for item in encodings], device=device, dtype=torch.bool
         )
         x = self.norm(self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]])
         for block in self.blocks:
@@ -170,10 +167,8 @@ def _spans(total: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def _wordpiece() -> "tokenizers.Tokenizer":  # noqa: F821, UP037
+def _wordpiece() -> Tokenizer:
     """MiniLM's tokenizer, shipped in the package."""
-    from tokenizers import Tokenizer
-
     text = (resources.files("errseg") / "assets" / "minilm-tokenizer.json").read_text("utf-8")
     tokenizer = Tokenizer.from_str(text)
     tokenizer.enable_padding()

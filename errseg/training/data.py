@@ -173,5 +173,6 @@ def _jitter(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[n
     picture = (picture - mean) * rng.uniform(0.75, 1.25) + mean
     grey = picture.mean(axis=2, keepdims=True)
     picture = (picture - grey) * rng.uniform(0.6, 1.4) + grey
-    picture = picture * rng.uniform(0.93, 1.07, 3)
-    return np.clip(picture, 0, 255).astype(np.float32)
+    cast = rng.uniform(0.93, 1.07, 3).astype(np.float32)
+    jittered: NDArray[np.float32] = np.clip(picture * cast, 0, 255)
+    return jittered

@@ -90,7 +90,12 @@ class _TrainingRun:
         self.step = 0
         self.folders = [_open(source, out) for source in recipe.data]
         self.names = sorted(
-            {name for folder in self.folders for group in folder.vocabulary.synonyms for name in group}
+            {
+                name
+                for folder in self.folders
+                for group in folder.vocabulary.synonyms
+                for name in group
+            }
         )
         self.model = _initial_model(recipe, self.names).to(device)
         self.averaged = _initial_model_copy(self.model)
@@ -125,9 +130,7 @@ class _TrainingRun:
         prediction = self.model(
             images, text, keep=recipe.keep, required=classes_present(labels, len(text))
         )
-        loss = segmentation_loss(
-            prediction, labels, len(text), mask_ignored=recipe.mask_ignored
-        )
+        loss = segmentation_loss(prediction, labels, len(text), mask_ignored=recipe.mask_ignored)
         figures = {"loss": float(loss.detach())}
         if recipe.cost_loss > 0:
             aligned = cost_loss(prediction.cost, labels, recipe.cost_temperature)
@@ -136,7 +139,7 @@ class _TrainingRun:
         if not math.isfinite(float(loss.detach())):
             raise ConfigError(f"the loss is {float(loss)} at step {self.step}; lower the rate.")
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_limit)
         self.optimiser.step()
         self.step += 1
@@ -166,7 +169,9 @@ class _TrainingRun:
         """Mean IoU of the average on each validation set."""
         self.averaged.eval()
         return {
-            f"miou_{folder.name}": evaluate_folder(self.averaged, open_folder(folder), limit).mean_iou
+            f"miou_{folder.name}": evaluate_folder(
+                self.averaged, open_folder(folder), limit
+            ).mean_iou
             for folder in self.recipe.validation
         }
 

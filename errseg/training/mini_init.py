@@ -109,8 +109,9 @@ def _minilm_names(theirs: dict[str, Tensor], layers: int) -> Iterator[tuple[str,
     yield "token_embedding.weight", theirs[embeddings + "word_embeddings.weight"]
     # sentences of one segment only: its type embedding is a constant
     positions = theirs[embeddings + "position_embeddings.weight"][:MINILM_POSITIONS]
-    yield "positional_embedding", (
-        positions + theirs[embeddings + "token_type_embeddings.weight"][0]
+    yield (
+        "positional_embedding",
+        (positions + theirs[embeddings + "token_type_embeddings.weight"][0]),
     )
     for kind in ("weight", "bias"):
         yield f"norm.{kind}", theirs[f"{embeddings}LayerNorm.{kind}"]
@@ -130,15 +131,14 @@ def _minilm_names(theirs: dict[str, Tensor], layers: int) -> Iterator[tuple[str,
 
 def imagenet_names() -> list[tuple[str, ...]]:
     """Synonyms of the 1000 ImageNet classes, in the classifier's order (timm's metadata)."""
-    from timm.data import ImageNetInfo
+    from timm.data import ImageNetInfo  # type: ignore[attr-defined]
 
     info = ImageNetInfo()
     short = [str(text) for text in info.label_descriptions()]
     # two classes are plainly "crane": the definition tells the bird from the machine
     detailed = [str(text).replace(":", ",", 1) for text in info.label_descriptions(detailed=True)]
     chosen = [
-        long if short.count(text) > 1 else text
-        for text, long in zip(short, detailed, strict=True)
+        long if short.count(text) > 1 else text for text, long in zip(short, detailed, strict=True)
     ]
     return [tuple(word.strip() for word in text.split(",")) for text in chosen]
 
