@@ -19,14 +19,17 @@ def count_votes(cost: Tensor) -> Tensor:
         cost: (B, H, W, T) cosine similarities at stride 16.
 
     Returns:
-        (B, T) int64, in hundredths of a rank-1 vote.
+        (B, T) int64, in hundredths of a rank-1 vote. Ties go to the lower class index.
     """
     batch, _, _, classes = cost.shape
-    ranks = min(len(RANK_VOTES), classes)
-    best = cost.flatten(1, 2).topk(ranks, dim=-1).indices
-    votes = torch.tensor(RANK_VOTES[:ranks], device=cost.device).expand_as(best)
+    remaining = cost.flatten(1, 2).clone()
     counters = torch.zeros(batch, classes, dtype=torch.int64, device=cost.device)
-    return counters.scatter_add_(1, best.flatten(1), votes.flatten(1))
+    for votes in RANK_VOTES[:classes]:
+        # argmax takes the first of equals; topk would take any, and names that mean the same tie
+        best = remaining.argmax(dim=-1, keepdim=True)
+        counters.scatter_add_(1, best.squeeze(-1), torch.full_like(best.squeeze(-1), votes))
+        remaining.scatter_(-1, best, -torch.inf)
+    return counters
 
 
 def select_classes(votes: Tensor, keep: int, required: Tensor | None = None) -> Tensor:

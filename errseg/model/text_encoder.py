@@ -71,16 +71,16 @@ class ClipTextEncoder(nn.Module):
         self.text_projection: Any = clip.text_projection
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        batches = [
-            self._encode_batch(prompts[start:stop])
-            for start, stop in _spans(len(prompts), ENCODE_BATCH)
-        ]
-        return torch.cat(batches)
-
-    def _encode_batch(self, prompts: Sequence[str]) -> Tensor:
         from open_clip.tokenizer import SimpleTokenizer
 
         tokens: Tensor = SimpleTokenizer()(list(prompts)).to(self.positional_embedding.device)
+        batches = [
+            self._encode_batch(tokens[start:stop])
+            for start, stop in _spans(len(tokens), ENCODE_BATCH)
+        ]
+        return torch.cat(batches)
+
+    def _encode_batch(self, tokens: Tensor) -> Tensor:
         ends = tokens.argmax(dim=-1)
         # the tower is causal and only the end-of-text position is read: the rest is cut off
         length = int(ends.max()) + 1
