@@ -1,0 +1,63 @@
+"""The models that errseg knows by name, and where their weights are. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from errseg.errors import ConfigError, WeightsError
+
+EMBEDDED = "errseg-mini"
+PUBLISHED_REPOSITORY = "lchen1019/ERR-Seg"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model of the catalogue.
+
+    Attributes:
+        name: what the user calls it.
+        parameters: how many numbers it has learnt, both towers included.
+    """
+
+    name: str
+    parameters: int
+
+
+CATALOGUE = (
+    ModelEntry(EMBEDDED, 26_993_625),
+    ModelEntry("errseg-base", 188_853_369),
+    ModelEntry("errseg-large", 365_745_721),
+)
+MODEL_NAMES = tuple(entry.name for entry in CATALOGUE)
+
+
+def embedded_path() -> Path:
+    """The embedded model's weights, inside the package."""
+    return Path(__file__).parent / "assets" / EMBEDDED / "model.safetensors"
+
+
+def find_weights(name: str, weights: str | Path | None = None) -> Path:
+    """The file that a model's weights are read from.
+
+    Args:
+        name: one of `MODEL_NAMES`.
+        weights: a file chosen by the user; None takes the model's own.
+
+    Raises:
+        ConfigError: no model of this name.
+        WeightsError: the model has no weights here, or there is no such file.
+    """
+    if name not in MODEL_NAMES:
+        raise ConfigError(f"there is no model {name!r}; known are {', '.join(MODEL_NAMES)}.")
+    if weights is None and name != EMBEDDED:
+        raise WeightsError(
+            f"{name} has no weights here: its checkpoint is published as {PUBLISHED_REPOSITORY} on "
+            f"Hugging Face. Download it there and give --weights FILE, or use --model {EMBEDDED}, "
+            "which is embedded."
+        )
+    path = embedded_path() if weights is None else Path(weights)
+    if not path.is_file():
+        advice = "reinstall errseg" if weights is None else "check the path given to --weights"
+        raise WeightsError(f"there is no checkpoint {str(path)!r}; {advice}.")
+    return path

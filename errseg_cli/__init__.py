@@ -1,0 +1,1 @@
+"""The command `errseg`: it parses, calls the library and reports; nothing else lives here."""
