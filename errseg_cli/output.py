@@ -43,7 +43,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
     table = Table(box=None, pad_edge=False)
     for title in header:
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     for row in rows:
         # As Text: brackets in a name are no markup. A cell may come with its own style.
         table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))

@@ -36,7 +36,7 @@ def run(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="Pictures, folders (with all folders in them), globs in quotes, or - for a list of"
             " paths on standard input, one a line.",
         ),
