@@ -32,7 +32,9 @@ def preprocess(images: Sequence[ImageArray], size: tuple[int, int], *, antialias
 
 
 def _squash(image: ImageArray, size: tuple[int, int], *, antialias: bool) -> Tensor:
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+    # Pillow's arrays are read-only, which torch warns of: those are copied
+    writable = np.require(image, requirements=("C", "W"))
+    pixels = torch.from_numpy(writable).permute(2, 0, 1).unsqueeze(0)
     # uint8 stays uint8 where the filter allows it: a float copy of a large picture costs seconds
     source = pixels if antialias else pixels.float()
     return F.interpolate(

@@ -1,0 +1,145 @@
+"""Pictures in memory → label maps: sizes, strips, threshold, batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from errseg import inference
+from errseg.config import PRESETS
+from errseg.inference import best_class, segment
+from errseg.model.err_seg import ErrSeg
+from errseg.records import UNLABELLED, ImageArray
+
+SIZES = [(1, 1), (1, 5000), (5000, 1), (67, 71), (64, 64), (2, 3), (700, 900)]
+
+
+@pytest.fixture(scope="module")
+def model() -> ErrSeg:
+    torch.manual_seed(0)
+    built = ErrSeg(PRESETS["tiny"]).eval()
+    for parameter in built.parameters():
+        if parameter.ndim == 4:  # with PyTorch's own start every pixel looks the same
+            nn.init.kaiming_normal_(parameter)
+    return built
+
+
+@pytest.fixture(scope="module")
+def text() -> Tensor:
+    torch.manual_seed(1)
+    return F.normalize(torch.randn(9, 32), dim=-1)
+
+
+def picture(size: tuple[int, int], seed: int = 0) -> ImageArray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("strip", [1, 333, 1 << 18])
+def test_strips_equal_the_whole(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], strip: int
+) -> None:
+    if strip == 1 and size[0] > 1000:
+        strip = 100  # one strip per row says nothing new and takes long
+    torch.manual_seed(2)
+    maps = torch.rand(4, 16, 16)
+    classes = torch.tensor([2, 3, 300, 846])
+    monkeypatch.setattr(inference, "STRIP_PIXELS", strip)
+    labels, scores = best_class(maps, classes, size)
+    whole = F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+    expected, index = whole.max(dim=0)
+    np.testing.assert_array_equal(labels, classes[index].numpy())
+    np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (5, 7), (33, 40)])
+def test_equal_probabilities_go_to_the_lower_class(size: tuple[int, int]) -> None:
+    maps = torch.full((3, 16, 16), 0.5)
+    labels, scores = best_class(maps, torch.tensor([4, 6, 9]), size)
+    assert (labels == 4).all()
+    np.testing.assert_allclose(scores, 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (0.0, [0, 1, 0, 1]),
+        (0.5, [UNLABELLED, 1, 0, 1]),
+        (0.75, [UNLABELLED, UNLABELLED, 0, 1]),
+        (1.0, [UNLABELLED, UNLABELLED, UNLABELLED, 1]),
+    ],
+)
+def test_threshold_leaves_what_is_lower_unlabelled(threshold: float, expected: list[int]) -> None:
+    maps = torch.tensor([[[0.25, 0.125, 0.75, 0.0]], [[0.0, 0.5, 0.5, 1.0]]])
+    labels, scores = best_class(maps, torch.tensor([0, 1]), (1, 4), threshold)
+    assert labels.tolist() == [expected]
+    assert scores.tolist() == [[0.25, 0.5, 0.75, 1.0]]  # also where unlabelled
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pictures_of_any_size(model: ErrSeg, text: Tensor, size: tuple[int, int]) -> None:
+    [(labels, scores)] = segment(model, [picture(size)], text)
+    assert labels.shape == scores.shape == size
+    assert (labels.dtype, scores.dtype) == (np.uint16, np.float32)
+    assert labels.max() < 9
+    assert scores.min() >= 0
+    assert scores.max() <= 1
+
+
+def test_a_batch_of_sizes_equals_one_by_one(model: ErrSeg, text: Tensor) -> None:
+    pictures = [picture(size, seed) for seed, size in enumerate(SIZES[:6])]
+    for image, (labels, scores) in zip(pictures, segment(model, pictures, text), strict=True):
+        [(alone, alone_scores)] = segment(model, [image], text)
+        np.testing.assert_allclose(scores, alone_scores, atol=1e-5)
+        # rounding may turn the label of a pixel where two classes are as good as equal
+        assert np.count_nonzero(labels != alone) <= 0.002 * labels.size
+
+
+def test_labels_are_ids_of_the_vocabulary_not_of_the_kept_classes(model: ErrSeg) -> None:
+    torch.manual_seed(3)
+    text = F.normalize(torch.randn(847, 32), dim=-1)
+    image = picture((67, 71))
+    [(labels, scores)] = segment(model, [image], text, keep=3)
+    with torch.no_grad():
+        batch = inference.preprocess([image], (64, 64), antialias=True)
+        prediction = model(batch, text, keep=3)
+    kept = prediction.classes[0].tolist()
+    assert max(kept) > 3
+    everything = torch.full((847, 16, 16), -100.0)
+    everything[kept] = prediction.logits[0]
+    whole = F.interpolate(
+        everything.sigmoid()[None], size=(67, 71), mode="bilinear", align_corners=False
+    )[0]
+    np.testing.assert_array_equal(labels, whole.argmax(dim=0).numpy())
+    np.testing.assert_allclose(scores, whole.amax(dim=0).numpy(), atol=1e-5)
+
+
+def test_threshold_of_a_whole_picture(model: ErrSeg, text: Tensor) -> None:
+    image = picture((40, 50))
+    [(labels, scores)] = segment(model, [image], text)
+    middle = float(np.median(scores))
+    [(cut, cut_scores)] = segment(model, [image], text, threshold=middle)
+    np.testing.assert_array_equal(cut == UNLABELLED, scores < np.float32(middle))
+    np.testing.assert_array_equal(cut[cut != UNLABELLED], labels[cut != UNLABELLED])
+    np.testing.assert_array_equal(cut_scores, scores)
+
+
+def test_lower_precision_is_close(model: ErrSeg, text: Tensor) -> None:
+    image = picture((64, 64))
+    [(_, exact)] = segment(model, [image], text, keep=9)
+    [(_, rough)] = segment(model, [image], text, keep=9, precision=torch.bfloat16)
+    assert rough.dtype == np.float32
+    assert not np.array_equal(rough, exact)
+    np.testing.assert_allclose(rough, exact, atol=0.05)
+
+
+@pytest.mark.filterwarnings("error")
+def test_read_only_pictures_are_taken_and_left_alone(model: ErrSeg, text: Tensor) -> None:
+    image = picture((40, 50))
+    image.flags.writeable = False  # as Pillow's arrays are
+    before = image.copy()
+    segment(model, [image], text)
+    np.testing.assert_array_equal(image, before)
