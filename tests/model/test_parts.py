@@ -30,6 +30,14 @@ BATCH, CLASSES, CHANNELS = 2, 3, 16
 SIZES = [(4, 4), (2, 6), (10, 14)]
 
 
+def stir_fusion(module: SpatialFusion | ClassFusion) -> None:
+    """Also drive the gated MLP beyond 6, where its ReLU6 ends."""
+    stir(module)
+    with torch.no_grad():
+        module.mlp.fc1.weight.mul_(10)
+        module.mlp.fc3.weight.mul_(5)
+
+
 def tokens(maps: Tensor) -> Tensor:
     """(B, K, C, H, W) → (B, K, H, W, C)."""
     return maps.permute(0, 1, 3, 4, 2)
@@ -221,7 +229,7 @@ def test_text_guidance() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_spatial_fusion(size: tuple[int, int], stride: int) -> None:
     module = SpatialFusion(CHANNELS, 4, 24, stride, 0.0)
-    stir(module)
+    stir_fusion(module)
     x = torch.randn(BATCH, CLASSES, CHANNELS, *size) * 3
     guidance = torch.randn(BATCH, CHANNELS, *size) * 3
     found = module(tokens(x), guidance.permute(0, 2, 3, 1))
@@ -235,7 +243,7 @@ def test_spatial_fusion(size: tuple[int, int], stride: int) -> None:
 @pytest.mark.parametrize("classes", [1, 5])
 def test_class_fusion(size: tuple[int, int], pooling: int, classes: int) -> None:
     module = ClassFusion(CHANNELS, 4, 24, pooling, 0.0)
-    stir(module)
+    stir_fusion(module)
     x = torch.randn(BATCH, classes, CHANNELS, *size) * 3
     guidance = torch.randn(BATCH, classes, CHANNELS) * 3
     found = module(tokens(x), guidance)
