@@ -15,8 +15,8 @@ from torch import Tensor
 from errseg.config import PRESETS
 from errseg.errors import WeightsError
 from errseg.model.err_seg import ErrSeg
-from errseg.published import UNUSED, load_published, published_key
-from errseg.weights import build_empty, load_named_model
+from errseg.published import UNUSED, published_key
+from errseg.weights import build_empty, load_named_model, load_published
 
 CONFIG = PRESETS["tiny-convnext"]
 DESIGN = Path(__file__).parents[1].parent / "shared" / "design"

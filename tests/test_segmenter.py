@@ -40,7 +40,7 @@ def assert_same(found: Segmentation, expected: Segmentation) -> None:
     """But for rounding, which may turn the label of a pixel where two classes are about equal."""
     assert found.labels.shape == expected.labels.shape
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
-    assert np.count_nonzero(found.labels != expected.labels) <= 0.002 * found.labels.size
+    assert np.count_nonzero(found.labels != expected.labels) <= 0.01 * found.labels.size
 
 
 # --- pictures in, segmentations out -----------------------------------------------------------

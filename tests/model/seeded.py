@@ -19,7 +19,7 @@ EMBEDDING_DIM = PRESETS["tiny"].embedding_dim
 def stir(module: nn.Module) -> nn.Module:
     """Move gains from 1, biases from 0 and layer scales from 1e-6, so that no part can hide.
 
-    Convs are drawn anew: with PyTorch's own start a deep ReLU6 trunk says the same of every pixel.
+    Convs are drawn anew, large enough for signals to reach both ends of ReLU6.
     """
     for parameter in module.parameters():
         if parameter.ndim < 2:
