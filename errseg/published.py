@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errseg.config import ModelConfig
 from errseg.errors import WeightsError
 from errseg.model.err_seg import ErrSeg
 
@@ -90,28 +88,17 @@ def translate(published: Mapping[str, Tensor], model: ErrSeg, origin: str) -> di
     return state
 
 
-def load_published(path: Path, config: ModelConfig) -> ErrSeg:
-    """Build `config`'s model with the weights of a published checkpoint.
-
-    Args:
-        path: a detectron2 checkpoint: a dict whose `model` entry is the state dict.
+def read_published(path: Path) -> dict[str, Tensor]:
+    """The state dict of a published checkpoint: a detectron2 dict's `model` entry.
 
     Raises:
-        WeightsError: missing, damaged, not such a dict, or of another model.
+        WeightsError: missing, damaged, or not such a dict.
     """
-    from errseg.weights import build_empty, fill
-
-    model = build_empty(config)
-    fill(model, translate(_read(path), model, str(path)), str(path))
-    return model.eval()
-
-
-def _read(path: Path) -> dict[str, Tensor]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
         raise WeightsError(f"there is no checkpoint {path}.") from error
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle raises whatever its bytes suggest
         raise WeightsError(f"{path} is not a whole PyTorch checkpoint: {error}") from error
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

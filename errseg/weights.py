@@ -8,16 +8,20 @@ float32 again once loaded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from errseg.catalogue import find_weights
 from errseg.config import PRESETS, ModelConfig
 from errseg.errors import ConfigError, WeightsError
 from errseg.files import atomic_write
 from errseg.model.err_seg import ErrSeg
+from errseg.published import read_published, translate
 
 FORMAT = "errseg-1"
 SCALE_SUFFIX = "#scale"
@@ -88,9 +92,28 @@ def load_model(path: Path) -> ErrSeg:
     return model.eval()
 
 
+class _SkipInit(TorchFunctionMode):
+    """Leaves out the random initialisation of layers.
+
+    Building on the "meta" device would too, but it makes torch import its compiler: two seconds.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def build_empty(config: ModelConfig) -> ErrSeg:
-    """The model without its parameters, for `fill`: no time goes into random numbers."""
-    with torch.device("meta"):
+    """The model with whatever its memory holds, for `fill`: no time goes into random numbers."""
+    with _SkipInit():
         return ErrSeg(config)
 
 
@@ -126,15 +149,6 @@ def file_hash(path: Path) -> str:
 
 # --- models by name -------------------------------------------------------------------------
 
-EMBEDDED = "errseg-mini"
-PUBLISHED_REPOSITORY = "lchen1019/ERR-Seg"
-MODEL_NAMES = (EMBEDDED, "errseg-base", "errseg-large")
-
-
-def embedded_path() -> Path:
-    """The embedded model's weights, inside the package."""
-    return Path(__file__).parent / "assets" / EMBEDDED / "model.safetensors"
-
 
 def load_named_model(name: str, weights: str | Path | None = None) -> ErrSeg:
     """A model by its name, with its own weights or those of a file.
@@ -147,22 +161,21 @@ def load_named_model(name: str, weights: str | Path | None = None) -> ErrSeg:
         ConfigError: no model of this name.
         WeightsError: the weights are missing, damaged, or of another model.
     """
-    if name not in MODEL_NAMES:
-        raise ConfigError(f"there is no model {name!r}; known are {', '.join(MODEL_NAMES)}.")
-    if weights is None:
-        if name != EMBEDDED:
-            raise WeightsError(
-                f"{name} has no weights here: its checkpoint is published as "
-                f"{PUBLISHED_REPOSITORY} on Hugging Face. Download it there and give "
-                f"--weights FILE, or use --model {EMBEDDED}, which is embedded."
-            )
-        return load_model(embedded_path())
-    path = Path(weights)
+    path = find_weights(name, weights)
     if path.suffix == ".safetensors":
         model = load_model(path)
         if model.config.name != name:
             raise WeightsError(f"{path} holds {model.config.name}, not {name}; say --model so.")
         return model
-    from errseg.published import load_published
-
     return load_published(path, PRESETS[name])
+
+
+def load_published(path: Path, config: ModelConfig) -> ErrSeg:
+    """Build `config`'s model with the weights of a checkpoint that ERR-Seg's authors publish.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or of another model.
+    """
+    model = build_empty(config)
+    fill(model, translate(read_published(path), model, str(path)), str(path))
+    return model.eval()

@@ -155,6 +155,14 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
+def _keep_signal(layer: nn.Module) -> None:
+    """Random weights that neither shrink nor grow features: there is no batch norm to mend it."""
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    if isinstance(layer, InvertedResidual):  # visited after its convs
+        nn.init.kaiming_normal_(layer.project.weight, nonlinearity="linear")
+
+
 class EfficientNetLiteEncoder(nn.Module):
     """EfficientNet-Lite0 (optionally narrower) with batch norms folded, and a linear embedding."""
 
@@ -184,6 +192,7 @@ class EfficientNetLiteEncoder(nn.Module):
         self.projection = nn.Linear(scaled(HEAD_WIDTH), embedding_dim)
         widths = [scaled(LITE0_STAGES[stage][2]) for stage in FEATURE_STAGES]
         self.channels = (widths[0], widths[1], widths[2], current)
+        self.apply(_keep_signal)
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = F.relu6(self.stem(image))

@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader
 
 from errseg.errors import ConfigError
 from errseg.evaluation.folder import evaluate_folder
-from errseg.files import atomic_write
+from errseg.files import atomic_write, write_bytes_atomic
 from errseg.model.err_seg import ErrSeg
 from errseg.model.image_encoder import EfficientNetLiteEncoder
-from errseg.model.text_encoder import embed_classes
+from errseg.model.text_encoder import MiniLMTextEncoder, embed_classes
 from errseg.training.data import LabelledFolder, TrainingBatch, TrainingBatches, open_folder
 from errseg.training.loss import classes_present, cost_loss, segmentation_loss
-from errseg.training.mini_init import imagenet_names, init_mini
+from errseg.training.mini_init import imagenet_names, init_mini, set_centre
 from errseg.training.pseudo_labels import make_pseudo_labels
 from errseg.training.recipe import DataSource, Recipe
 from errseg.weights import load_model, save_model
@@ -204,7 +204,12 @@ class _TrainingRun:
         path = self.out / CHECKPOINT_NAME
         if not path.exists():
             return
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # a damaged pickle raises whatever its bytes suggest
+            raise ConfigError(
+                f"{path} is not a whole checkpoint; remove it to start anew."
+            ) from error
         if state["recipe"] != repr(self.recipe):
             raise ConfigError(
                 f"{path} belongs to another recipe; give another output folder or the old recipe."
@@ -213,6 +218,16 @@ class _TrainingRun:
         self.averaged.load_state_dict(state["averaged"], strict=False)
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
+        self._forget_later_rows()
+
+    def _forget_later_rows(self) -> None:
+        """Drop the metrics of steps after the checkpoint: they will be taken again."""
+        path = self.out / METRICS_NAME
+        if not path.exists():
+            return
+        header, *rows = path.read_text("utf-8").splitlines(keepends=True)
+        kept = [row for row in rows if int(row.partition(",")[0]) <= self.step]
+        write_bytes_atomic(path, "".join([header, *kept]).encode())
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
@@ -237,6 +252,8 @@ def _initial_model(recipe: Recipe, names: Sequence[str]) -> ErrSeg:
             raise ConfigError(f"{recipe.init} holds a model of another shape than the recipe's.")
     else:
         model = ErrSeg(recipe.model)
+        if isinstance(model.text_encoder, MiniLMTextEncoder):
+            set_centre(model.text_encoder, names, recipe.model.prompt)
     _freeze(model, recipe.frozen_stages)
     return model
 

@@ -100,6 +100,13 @@ def init_text(encoder: MiniLMTextEncoder, names: Sequence[str], prompt: str) -> 
     ours = dict(_minilm_names(theirs, len(encoder.blocks)))
     ours["centre"] = torch.zeros_like(encoder.centre)
     encoder.load_state_dict(ours)
+    set_centre(encoder, names, prompt)
+
+
+@torch.no_grad()
+def set_centre(encoder: MiniLMTextEncoder, names: Sequence[str], prompt: str) -> None:
+    """Let the embeddings of these class names have mean zero."""
+    encoder.centre.zero_()
     embeddings = encoder.encode([prompt.format(name) for name in names])
     encoder.centre.copy_(embeddings.mean(dim=0))
 

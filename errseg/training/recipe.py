@@ -80,9 +80,19 @@ class Recipe:
     validate_every: int = 5000
     validation_limit: int = 0
 
+    def __post_init__(self) -> None:
+        # the crop is a model input: the model's own check knows the rule
+        dataclasses.replace(self.model, image_size=self.crop)
+        for name in ("steps", "batch_size", "keep", "checkpoint_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
-def load_recipe(path: Path) -> Recipe:
-    """Read a recipe; folders in it are relative to the file.
+
+def load_recipe(path: Path, root: Path | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        root: what the folders named in the recipe are relative to; None = the recipe's own folder.
 
     Raises:
         ConfigError: the file cannot be read, or a setting is unknown or of the wrong kind.
@@ -94,7 +104,7 @@ def load_recipe(path: Path) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}.") from error
     try:
-        return _recipe(values, path.parent)
+        return _recipe(values, path.parent if root is None else root)
     except (ConfigError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: {error}") from error
 

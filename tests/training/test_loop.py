@@ -1,0 +1,104 @@
+"""The training loop: it learns, resumes exactly, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from errseg.errors import ConfigError
+from errseg.training import loop
+from errseg.training.loop import CHECKPOINT_NAME, METRICS_NAME, train
+from errseg.training.recipe import Recipe
+from errseg.weights import load_model
+
+CPU = torch.device("cpu")
+
+
+def losses(out: Path) -> list[str]:
+    with (out / METRICS_NAME).open(newline="") as file:
+        return [row["loss"] for row in csv.DictReader(file)]
+
+
+def run(recipe: Recipe, out: Path, stop_after: int | None = None) -> None:
+    class KilledError(Exception):
+        pass
+
+    def report(figures: object) -> None:
+        nonlocal steps
+        steps += 1
+        if stop_after is not None and steps > stop_after:
+            raise KilledError
+
+    steps = 0
+    if stop_after is None:
+        train(recipe, out, device=CPU, workers=0)
+    else:
+        with pytest.raises(KilledError):
+            train(recipe, out, device=CPU, workers=0, report=report)
+
+
+def test_a_killed_run_resumes_with_the_same_losses(recipe: Recipe, tmp_path: Path) -> None:
+    run(recipe, tmp_path / "whole")
+    run(recipe, tmp_path / "killed", stop_after=4)
+    run(recipe, tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    first = load_model(tmp_path / "whole" / "model.safetensors").state_dict()
+    second = load_model(tmp_path / "killed" / "model.safetensors").state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_workers_do_not_change_the_losses(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(recipe, steps=3, validate_every=100)
+    run(recipe, tmp_path / "none")
+    train(recipe, tmp_path / "two", device=CPU, workers=2)
+    assert losses(tmp_path / "none") == losses(tmp_path / "two")
+
+
+def test_losses_fall(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(
+        recipe, steps=30, validate_every=100, checkpoint_every=100, learning_rate=5e-4
+    )
+    rows: list[dict[str, float]] = []
+    train(
+        recipe, tmp_path / "run", device=CPU, workers=0, report=lambda row: rows.append(dict(row))
+    )
+    for name, share in (("loss", 0.97), ("cost_loss", 0.6)):
+        values = [row[name] for row in rows if name in row]
+        assert sum(values[-5:]) < share * sum(values[:5]), name
+
+
+def test_only_what_is_trained_changes(recipe: Recipe, tmp_path: Path) -> None:
+    torch.manual_seed(recipe.seed)
+    before = loop.ErrSeg(recipe.model).state_dict()
+    run(dataclasses.replace(recipe, frozen_stages=2), tmp_path / "run")
+    after = load_model(tmp_path / "run" / "model.safetensors").state_dict()
+    stem = "image_encoder.encoder.stem.weight"
+    head = "decoder.head.weight"
+    torch.testing.assert_close(after[stem], before[stem].half().float())
+    assert not torch.equal(after[head], before[head].half().float())
+
+
+def test_another_recipe_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    run(recipe, tmp_path / "run", stop_after=4)
+    with pytest.raises(ConfigError, match="another recipe"):
+        run(dataclasses.replace(recipe, learning_rate=1e-4), tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / CHECKPOINT_NAME).write_bytes(b"half")
+    with pytest.raises(ConfigError, match=CHECKPOINT_NAME):
+        run(recipe, tmp_path / "run")
+
+
+def test_validation_is_reported_and_logged(recipe: Recipe, tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+    train(
+        recipe, tmp_path / "run", device=CPU, workers=0, report=lambda row: seen.append(dict(row))
+    )
+    assert 0.0 <= seen[-1]["miou_val"] <= 1.0
+    assert "miou_val" in (tmp_path / "run" / METRICS_NAME).read_text().splitlines()[0]

@@ -1,0 +1,77 @@
+"""Recipes: what a file may say, and what is wrong with those that say something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from errseg.errors import ConfigError
+from errseg.training.recipe import load_recipe
+
+GOOD = """
+steps = 10
+crop = [64, 96]
+validation = ["val"]
+
+[model]
+preset = "tiny"
+channels = 32
+
+[[data]]
+folder = "train"
+weight = 2.0
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_settings_and_folders_relative_to_the_file(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD))
+    assert (recipe.steps, recipe.crop, recipe.model.channels) == (10, (64, 96), 32)
+    assert recipe.data[0].folder == tmp_path / "train"
+    assert recipe.validation == (tmp_path / "val",)
+
+
+def test_folders_relative_to_a_given_root(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD), root=Path("/elsewhere"))
+    assert recipe.data[0].folder == Path("/elsewhere/train")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("steps = 10", "stepps = 10", "stepps"),
+        ('preset = "tiny"', 'preset = "huge"', "huge"),
+        ("channels = 32", "chanels = 32", "chanels"),
+        ("channels = 32", "channels = 33", "33"),
+        ("weight = 2.0", "wait = 2.0", "wait"),
+        ('folder = "train"', "", "folder"),
+        ("steps = 10", "steps = ", "TOML"),
+        ("[[data]]", "[[dater]]", "data"),
+        ("crop = [64, 96]", "crop = [64, 90]", "90"),
+        ("steps = 10", "steps = 0", "steps"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, named: str) -> None:
+    path = write(tmp_path, GOOD.replace(old, new))
+    with pytest.raises(ConfigError, match=named) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+        load_recipe(tmp_path / "nowhere.toml")
+
+
+def test_the_shipped_recipe_loads() -> None:
+    shipped = Path(__file__).parents[2] / "errseg" / "assets" / "recipes" / "errseg-mini.toml"
+    recipe = load_recipe(shipped, root=Path("data"))
+    assert recipe.model.name == "errseg-mini"
+    assert {source.folder.parent for source in recipe.data} == {Path("data/train")}
+    assert {folder.parent for folder in recipe.validation} == {Path("data/val")}
