@@ -26,6 +26,9 @@ KEEP_BY_VOCABULARY_SIZE = ((20, 16), (59, 24), (150, 32), (459, 48))
 
 KEEP_LARGEST = 48
 
+DECODER_GROUP_WIDTH = 8
+"""Channels per group of the decoder's group norms."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -88,6 +91,24 @@ class ModelConfig:
             raise ConfigError(
                 f"image_size is {height}x{width}; both sides must be multiples of {INPUT_MULTIPLE}."
             )
+        towers = (self.image_encoder, self.text_encoder)
+        if towers not in (("convnext", "clip"), ("efficientnet-lite", "minilm")):
+            raise ConfigError(
+                f"image_encoder and text_encoder are {towers}; they must be convnext and clip, "
+                "or efficientnet-lite and minilm."
+            )
+        if (self.image_encoder == "convnext") != bool(self.clip_model):
+            raise ConfigError(f"clip_model is {self.clip_model!r}; a convnext needs one, no other.")
+        if self.text_encoder == "minilm" and self.embedding_dim != self.text_width:
+            raise ConfigError(
+                f"embedding_dim is {self.embedding_dim}; with minilm it must equal text_width, "
+                f"{self.text_width}."
+            )
+        if any(channels % DECODER_GROUP_WIDTH for channels in self.decoder_channels):
+            raise ConfigError(
+                f"decoder_channels are {self.decoder_channels}; each must be a multiple of "
+                f"{DECODER_GROUP_WIDTH}."
+            )
         if self.channels % self.heads:
             raise ConfigError(f"channels ({self.channels}) must divide by heads ({self.heads}).")
         if self.prompt.count("{}") != 1:
@@ -116,6 +137,8 @@ class ModelConfig:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigError(f"the model configuration is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"the model configuration is {values!r}; it must be a JSON object.")
         return cls.from_dict(values)
 
     @classmethod

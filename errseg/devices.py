@@ -32,7 +32,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         raise DeviceError(f"device {name!r} is not here; use --device auto or cpu.")
     if device.type == "mps" and not mps:
         raise DeviceError("device 'mps' is not here; use --device auto or cpu.")
-    if device.type not in ("cpu", "cuda", "mps"):
+    if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
         raise DeviceError(f"device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps.")
     return device
 

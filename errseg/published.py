@@ -99,7 +99,9 @@ def read_published(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise WeightsError(f"there is no checkpoint {path}.") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes suggest
-        raise WeightsError(f"{path} is not a whole PyTorch checkpoint: {error}") from error
+        raise WeightsError(
+            f"{path} is not a whole PyTorch checkpoint of tensors alone; download it again."
+        ) from error
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"{path} has no state dict under 'model'; was it published by ERR-Seg?")

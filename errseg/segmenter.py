@@ -49,7 +49,7 @@ class Segmenter:
             model: a name that `errseg models` lists, or a model already built.
             classes: a built-in vocabulary's name, a path, names on one line, a list of names (each
                 a name or a sequence of synonyms), or a `Vocabulary`.
-            weights: checkpoint file; None takes the model's own.
+            weights: checkpoint file; None takes the model's own. Not with a model already built.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
             precision: "auto", "fp32", "bf16" or "fp16".
             keep: CRM's budget K; None as published for the number of classes.
@@ -63,11 +63,13 @@ class Segmenter:
         self.precision = resolve_precision(precision, self.device)
         if not 0.0 <= threshold <= 1.0:
             raise ConfigError(f"threshold is {threshold}; it must lie between 0 and 1.")
-        if keep is not None and keep < 1:
-            raise ConfigError(f"keep is {keep}; it must be at least 1.")
+        if keep is not None and (not isinstance(keep, int) or keep < 1):
+            raise ConfigError(f"keep is {keep}; it must be a whole number, at least 1.")
         if synonyms not in ("mean", "first"):
             raise ConfigError(f"synonyms is {synonyms!r}; it must be 'mean' or 'first'.")
         self.keep, self.threshold, self.synonyms = keep, threshold, synonyms
+        if isinstance(model, ErrSeg) and weights is not None:
+            raise ConfigError("weights came with a model already built; give its name instead.")
         loaded = model if isinstance(model, ErrSeg) else load_named_model(model, weights)
         self.model = loaded.to(self.device).eval()
         self.set_classes(classes)
@@ -103,6 +105,8 @@ class Segmenter:
         Raises:
             InputError: a picture has another shape or dtype.
         """
+        if not isinstance(images, (np.ndarray, Sequence)):
+            _check_image(images)
         single = isinstance(images, np.ndarray) and images.ndim != 4
         batch: list[ImageArray] = [images] if single else list(images)  # type: ignore[list-item]
         for image in batch:

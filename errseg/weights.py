@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from errseg.catalogue import find_weights
+from errseg.catalogue import EMBEDDED, find_weights
 from errseg.config import PRESETS, ModelConfig
 from errseg.errors import ConfigError, WeightsError
 from errseg.files import atomic_write
@@ -24,6 +24,7 @@ from errseg.model.err_seg import ErrSeg
 from errseg.published import read_published, translate
 
 FORMAT = "errseg-1"
+"""The one entry of the metadata: its value is the configuration."""
 SCALE_SUFFIX = "#scale"
 """Name of an int8 tensor's per-row scales: the tensor's own name and this."""
 INT8_LIMIT = 127
@@ -38,7 +39,8 @@ def save_model(model: ErrSeg, path: Path, *, compact: bool = False) -> None:
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
     packed = _pack(state) if compact else state
-    metadata = {"format": FORMAT, "config": model.config.to_json()}
+    # one entry: safetensors shuffles several, and equal weights should give equal files
+    metadata = {FORMAT: model.config.to_json()}
     with atomic_write(path) as file:
         file.write(save(packed, metadata))
 
@@ -58,9 +60,11 @@ def _pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, tensor in packed.items():
-        if name.endswith(SCALE_SUFFIX):
+        if name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in packed:
             continue
         scale = packed.get(name + SCALE_SUFFIX)
+        if scale is not None and scale.shape != (len(tensor), 1):
+            raise WeightsError(f"{name + SCALE_SUFFIX!r} is {tuple(scale.shape)}, not one per row.")
         state[name] = tensor.float() if scale is None else tensor.float() * scale.float()
     return state
 
@@ -81,10 +85,10 @@ def load_model(path: Path) -> ErrSeg:
         raise WeightsError(f"there is no checkpoint {path}.") from error
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is not a whole safetensors file: {error}.") from error
-    if metadata.get("format") != FORMAT or "config" not in metadata:
+    if FORMAT not in metadata:
         raise WeightsError(f"{path} was not written by errseg: its metadata lacks {FORMAT!r}.")
     try:
-        config = ModelConfig.from_json(metadata["config"])
+        config = ModelConfig.from_json(metadata[FORMAT])
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from error
     model = build_empty(config)
@@ -167,6 +171,11 @@ def load_named_model(name: str, weights: str | Path | None = None) -> ErrSeg:
         if model.config.name != name:
             raise WeightsError(f"{path} holds {model.config.name}, not {name}; say --model so.")
         return model
+    if name == EMBEDDED:
+        raise WeightsError(
+            f"{path} is no .safetensors file; a published checkpoint needs --model errseg-base or "
+            "--model errseg-large."
+        )
     return load_published(path, PRESETS[name])
 
 

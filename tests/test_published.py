@@ -107,6 +107,7 @@ def refusal(path: Path) -> str:
         load_published(path, CONFIG)
     message = str(caught.value)
     assert str(path) in message
+    assert "\n" not in message
     return message
 
 

@@ -158,10 +158,10 @@ def test_keys_that_do_not_fit_are_named(
 
 def test_weights_of_another_config_are_refused(saved: Path, tmp_path: Path) -> None:
     state, metadata = contents(saved)
-    config = ModelConfig.from_json(metadata["config"])
+    config = ModelConfig.from_json(metadata[FORMAT])
     wider = PRESETS["tiny"].__class__(**{**config.__dict__, "mlp_channels": 48})
     path = tmp_path / "wider.safetensors"
-    save_file(state, path, {**metadata, "config": wider.to_json()})
+    save_file(state, path, {FORMAT: wider.to_json()})
     with pytest.raises(WeightsError, match=r"mlp.*\(24.*\(48"):
         load_model(path)
 
@@ -191,12 +191,14 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
     [
         None,
         {"format": "pt"},
-        {"format": FORMAT},
-        {"format": "errseg-999", "config": "{}"},
-        {"format": FORMAT, "config": "{"},
-        {"format": FORMAT, "config": "{}"},
-        {"format": FORMAT, "config": '{"colour": 1}'},
-        {"format": FORMAT, "config": PRESETS["tiny"].to_json().replace("64", "65")},
+        {"errseg-999": "{}"},
+        {FORMAT: ""},
+        {FORMAT: "{"},
+        {FORMAT: "[]"},
+        {FORMAT: "{}"},
+        {FORMAT: '{"colour": 1}'},
+        {FORMAT: PRESETS["tiny"].to_json().replace("64", "65")},
+        {FORMAT: PRESETS["tiny"].to_json().replace("minilm", "clip")},
     ],
     ids=str,
 )
@@ -254,3 +256,16 @@ def test_a_file_by_its_name_as_text(tiny_weights: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy of it.safetensors"
     shutil.copy(tiny_weights, copy)
     assert load_named_model("errseg-mini", str(copy)).config.name == "errseg-mini"
+
+
+def test_equal_weights_give_equal_files(saved: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.safetensors"
+    save_model(load_model(saved), again)
+    assert again.read_bytes() == saved.read_bytes()
+
+
+def test_a_published_file_needs_the_model_named(tmp_path: Path) -> None:
+    path = tmp_path / "model_final.pth"
+    path.write_bytes(b"x")
+    with pytest.raises(WeightsError, match="--model errseg-base"):
+        load_named_model("errseg-mini", path)

@@ -28,10 +28,12 @@ def cosine_cost(embedding: Tensor, text: Tensor) -> Tensor:
     Returns:
         (B, H, W, T or K), -1..1.
     """
-    embedding = F.normalize(embedding, dim=-1)
-    if text.ndim == 2:
-        return embedding @ text.T
-    return torch.einsum("bhwd,bkd->bhwk", embedding, text)
+    # float32 whatever the autocast: in half precision near classes tie, and CRM keeps others
+    with torch.autocast(embedding.device.type, enabled=False):
+        embedding = F.normalize(embedding.float(), dim=-1)
+        if text.ndim == 2:
+            return embedding @ text.T
+        return torch.einsum("bhwd,bkd->bhwk", embedding, text)
 
 
 class CostEmbedding(nn.Module):
@@ -68,8 +70,7 @@ class CostEmbedding(nn.Module):
         levels = [
             resize(self._embed(level, cost), (height, width)) for level, cost in enumerate(costs)
         ]
-        total = torch.stack(levels).sum(dim=0) if len(levels) > 1 else levels[0]
-        return total.view(batch, classes, -1, height, width)
+        return sum(levels[1:], levels[0]).view(batch, classes, -1, height, width)
 
     def _embed(self, level: int, cost: Tensor) -> Tensor:
         """(B, K, H, W) → (B·K, C, H, W)."""

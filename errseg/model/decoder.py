@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP_WIDTH = 8
-"""Channels per group of the group norms."""
+from errseg.config import DECODER_GROUP_WIDTH
 
 
 class DecoderStep(nn.Module):
@@ -24,7 +23,7 @@ class DecoderStep(nn.Module):
             else nn.Conv2d(in_channels, out_channels, 1)
         )
         self.guidance = nn.Conv2d(feature, guidance, 3, padding=1)
-        groups = out_channels // GROUP_WIDTH
+        groups = out_channels // DECODER_GROUP_WIDTH
         self.conv1 = nn.Conv2d(out_channels + guidance, out_channels, 3, padding=1, bias=False)
         self.norm1 = nn.GroupNorm(groups, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)

@@ -103,6 +103,8 @@ class ErrSeg(nn.Module):
 
         cost = self._voting_cost(features.embeddings[0], text, size)
         count = self.config.keep_for(len(text), keep)
+        if required is not None:
+            count = max(count, int(required.sum(dim=1).max()))
         if count < len(text):
             classes = select_classes(count_votes(cost.detach()), count, required)
         else:

