@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 Synonyms = Literal["mean", "first"]
 
@@ -73,12 +74,10 @@ class ClipTextEncoder(nn.Module):
     def encode(self, prompts: Sequence[str]) -> Tensor:
         from open_clip.tokenizer import SimpleTokenizer
 
-        tokens: Tensor = SimpleTokenizer()(list(prompts)).to(self.positional_embedding.device)
-        batches = [
-            self._encode_batch(tokens[start:stop])
-            for start, stop in _spans(len(tokens), ENCODE_BATCH)
-        ]
-        return torch.cat(batches)
+        tokens: Tensor = SimpleTokenizer()(list(prompts))
+        lengths = (tokens.argmax(dim=-1) + 1).tolist()
+        device = self.positional_embedding.device
+        return _by_length(lengths, lambda batch: self._encode_batch(tokens[batch].to(device)))
 
     def _encode_batch(self, tokens: Tensor) -> Tensor:
         ends = tokens.argmax(dim=-1)
@@ -142,19 +141,15 @@ class MiniLMTextEncoder(nn.Module):
         self.centre: Tensor
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        tokenizer = _wordpiece()
-        batches = [
-            self._encode_batch(tokenizer.encode_batch(list(prompts[start:stop])))
-            for start, stop in _spans(len(prompts), ENCODE_BATCH)
-        ]
-        return torch.cat(batches)
+        tokens = [torch.tensor(item.ids) for item in _wordpiece().encode_batch(list(prompts))]
+        lengths = [len(sequence) for sequence in tokens]
+        return _by_length(lengths, lambda batch: self._encode_batch([tokens[i] for i in batch]))
 
-    def _encode_batch(self, encodings: Sequence[Encoding]) -> Tensor:
+    def _encode_batch(self, sequences: list[Tensor]) -> Tensor:
         device = self.positional_embedding.device
-        tokens = torch.tensor([item.ids for item in encodings], device=device)
-        mask = torch.tensor(
-            [item.attention_mask for item in encodings], device=device, dtype=torch.bool
-        )
+        tokens = pad_sequence(sequences, batch_first=True).to(device)
+        lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+        mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
         x = self.norm(self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]])
         for block in self.blocks:
             x = block(x, mask[:, None, None])
@@ -163,14 +158,28 @@ class MiniLMTextEncoder(nn.Module):
         return F.normalize(pooled - self.centre, dim=-1).float()
 
 
-def _spans(total: int, size: int) -> list[tuple[int, int]]:
-    return [(start, min(start + size, total)) for start in range(0, total, size)]
+def _by_length(lengths: Sequence[int], encode: Callable[[list[int]], Tensor]) -> Tensor:
+    """Encode in batches of like length, so that little is spent on padding.
+
+    Args:
+        lengths: of N token sequences.
+        encode: indices of some sequences → their rows.
+
+    Returns:
+        N rows, in the order of `lengths`.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    starts = range(0, len(order), ENCODE_BATCH)
+    encoded = torch.cat([encode(order[start : start + ENCODE_BATCH]) for start in starts])
+    restored = torch.empty_like(encoded)
+    restored[order] = encoded
+    return restored
 
 
 def _wordpiece() -> Tokenizer:
     """MiniLM's tokenizer, shipped in the package."""
     text = (resources.files("errseg") / "assets" / "minilm-tokenizer.json").read_text("utf-8")
     tokenizer = Tokenizer.from_str(text)
-    tokenizer.enable_padding()
+    tokenizer.no_padding()
     tokenizer.enable_truncation(MINILM_POSITIONS)
     return tokenizer
