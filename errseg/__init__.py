@@ -9,7 +9,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from errseg.config import PRESETS, ModelConfig
     from errseg.errors import ErrsegError
+    from errseg.model.err_seg import ErrSeg
     from errseg.records import ClassArea, Segmentation
     from errseg.segmenter import Segmenter
     from errseg.vocabulary import Vocabulary, load_vocabulary
@@ -17,8 +19,11 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "PRESETS",
     "ClassArea",
+    "ErrSeg",
     "ErrsegError",
+    "ModelConfig",
     "Segmentation",
     "Segmenter",
     "Vocabulary",
@@ -28,7 +33,10 @@ __all__ = [
 
 _HOMES = {
     "ClassArea": "errseg.records",
+    "ErrSeg": "errseg.model.err_seg",
     "ErrsegError": "errseg.errors",
+    "ModelConfig": "errseg.config",
+    "PRESETS": "errseg.config",
     "Segmentation": "errseg.records",
     "Segmenter": "errseg.segmenter",
     "Vocabulary": "errseg.vocabulary",

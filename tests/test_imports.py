@@ -31,7 +31,9 @@ LAYERS = [
     {"inference"},
     {"segmenter"},
     {"run_record"},
-    {"evaluation", "training"},
+    {"datasets"},
+    {"evaluation"},
+    {"training"},
 ]
 HEAVY = {"torch", "timm", "open_clip", "numpy", "cv2", "PIL", "rich"}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from errseg.datasets import LabelledFolder, read_pair
 from errseg.evaluation.metrics import ConfusionMatrix, Metrics, metrics
 from errseg.inference import segment
 from errseg.model.err_seg import ErrSeg
 from errseg.model.text_encoder import embed_classes
-from errseg.training.data import LabelledFolder, read_pair
 
 
 def evaluate_folder(model: ErrSeg, folder: LabelledFolder, limit: int = 0) -> Metrics:

@@ -46,16 +46,23 @@ class SequenceReduction(nn.Module):
         return F.linear(patches, weight, self.conv.bias if bias else None)
 
 
-class SpatialAttention(nn.Module):
-    """Attention within one class map, over positions, keys and values at reduced resolution."""
+class GuidedAttention(nn.Module):
+    """What both attentions learn: queries and keys from [x; guidance], values from x."""
 
-    def __init__(self, channels: int, heads: int, stride: int) -> None:
+    def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.q = nn.Linear(2 * channels, channels)
         self.k = nn.Linear(2 * channels, channels)
         self.v = nn.Linear(channels, channels)
         self.proj = nn.Linear(channels, channels)
+
+
+class SpatialAttention(GuidedAttention):
+    """Attention within one class map, over positions, keys and values at reduced resolution."""
+
+    def __init__(self, channels: int, heads: int, stride: int) -> None:
+        super().__init__(channels, heads)
         self.reduce_k = SequenceReduction(2 * channels, stride) if stride > 1 else None
         self.reduce_v = SequenceReduction(channels, stride) if stride > 1 else None
 
@@ -102,16 +109,8 @@ class SpatialFusion(nn.Module):
         return out
 
 
-class ClassAttention(nn.Module):
+class ClassAttention(GuidedAttention):
     """Attention between the kept classes at one position."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(2 * channels, channels)
-        self.k = nn.Linear(2 * channels, channels)
-        self.v = nn.Linear(channels, channels)
-        self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B, L, K, C) with L positions, guidance (B, K, C) → (B, L, K, C)."""

@@ -113,7 +113,7 @@ class ErrSeg(nn.Module):
 
         x = self.cost_embedding(self._kept_costs(features.embeddings, kept_text))
         x = x.permute(0, 1, 3, 4, 2).contiguous()
-        x = resize_tokens(x, size)
+        x = _resize_tokens(x, size)
         stride4, stride8, stride16, stride32 = (
             feature.clamp(-FEATURE_LIMIT, FEATURE_LIMIT) for feature in features[:4]
         )
@@ -143,7 +143,7 @@ def _per_channel(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, device="cpu").view(-1, 1, 1)
 
 
-def resize_tokens(x: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize_tokens(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, K, H, W, C) resized to `size`; needed only where the stride-32 level stands alone."""
     if x.shape[2:4] == size:
         return x

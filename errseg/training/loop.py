@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from errseg.datasets import LabelledFolder, open_folder
 from errseg.errors import ConfigError
 from errseg.evaluation.folder import evaluate_folder
 from errseg.files import atomic_write, write_bytes_atomic
 from errseg.model.err_seg import ErrSeg
 from errseg.model.image_encoder import EfficientNetLiteEncoder
 from errseg.model.text_encoder import MiniLMTextEncoder, embed_classes
-from errseg.training.data import LabelledFolder, TrainingBatch, TrainingBatches, open_folder
+from errseg.training.data import TrainingBatch, TrainingBatches
 from errseg.training.loss import classes_present, cost_loss, segmentation_loss
 from errseg.training.mini_init import imagenet_names, init_mini, set_centre
 from errseg.training.pseudo_labels import make_pseudo_labels

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from errseg.config import MINI
+from errseg.datasets import UNLABELLED_16BIT
 from errseg.errors import ConfigError
 from errseg.model.image_encoder import EfficientNetLiteEncoder
 from errseg.training.mini_init import imagenet_names, init_trunk, load_classifier
@@ -26,7 +27,6 @@ SURE_SHARE = 0.35
 """A position is labelled where the class's probability is at least this share of its maximum…"""
 SURE_PROBABILITY = 0.2
 """…and at least this."""
-UNLABELLED_16BIT = 65535
 
 
 def make_pseudo_labels(folder: Path, out: Path) -> Path:
