@@ -1,7 +1,7 @@
 """Labelled pictures on disk: folders of pairs with a class list.
 
-A data set is a folder with `images/NAME.jpg`, `labels/NAME.png` (class ids by line of the list from 0;
-255, or 65535 in 16-bit files, = unlabelled) and `classes.txt` (one class a line, synonyms after commas).
+A data set is a folder with `images/NAME.jpg`, `labels/NAME.png` (class ids by line of the list
+from 0; 255, or 65535 in 16-bit files, = unlabelled) and `classes.txt` (a vocabulary file).
 """
 
 from __future__ import annotations
