@@ -68,6 +68,8 @@ def train(
         from errseg.devices import resolve_device
         from errseg.training import loop
 
+        if any(source.pseudo_labels for source in plan.data):
+            say("errseg: making pseudo-labels first, where they are missing; it takes minutes")
         with _figures_shown(plan.steps) as report:
             weights = loop.train(
                 plan, out, device=resolve_device(device), workers=workers, report=report

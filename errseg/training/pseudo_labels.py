@@ -19,6 +19,7 @@ from torch import Tensor
 from errseg.config import MINI
 from errseg.datasets import UNLABELLED_16BIT
 from errseg.errors import ConfigError
+from errseg.files import write_bytes_atomic
 from errseg.model.image_encoder import EfficientNetLiteEncoder
 from errseg.training.mini_init import imagenet_names, init_trunk, load_classifier
 
@@ -33,7 +34,7 @@ def make_pseudo_labels(folder: Path, out: Path) -> Path:
     """Label the pictures of `folder/images` and write a data set to `out`.
 
     The n-th picture by name is of the n-th ImageNet class (names start with the synset id, whose
-    order is the classifier's). A finished `out` is left as it is.
+    order is the classifier's). Takes minutes; label maps that are there already are left alone.
 
     Args:
         folder: holds `images/`, one picture per ImageNet class.
@@ -60,8 +61,10 @@ def make_pseudo_labels(folder: Path, out: Path) -> Path:
     init_trunk(encoder, tensors)
     dense = encoder.make_dense_downsample().eval()
     for index, path in enumerate(images):
-        labels = _label(encoder, dense, (tensors[-2], tensors[-1]), path, index)
-        cv2.imwrite(str(out / "labels" / f"{path.stem}.png"), labels)
+        target = out / "labels" / f"{path.stem}.png"
+        if not target.exists():
+            labels = _label(encoder, dense, (tensors[-2], tensors[-1]), path, index)
+            write_bytes_atomic(target, cv2.imencode(".png", labels)[1].tobytes())
     lines = [f"{index} = {', '.join(synonyms)}\n" for index, synonyms in enumerate(names)]
     classes.write_text("".join(lines), "utf-8")
     return out
