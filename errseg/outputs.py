@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 from collections import Counter
@@ -71,10 +72,47 @@ def plan_outputs(out: Path, sources: Sequence[str], kinds: Sequence[str], overwr
     try:
         if out.exists():
             _refuse_existing(out, sources, kinds, overwrite)
+        else:
+            _refuse_unwritable_parent(out)
     except OSError as error:
         raise OutputError(
             f"the output folder {str(out)!r} cannot be read ({error.strerror}): choose another one"
         ) from error
+
+
+def refuse_leftovers(
+    out: Path, sources: Sequence[str], kinds: Sequence[str], vocabulary_hash: str
+) -> None:
+    """Check, where files are to be replaced, that none with other class ids would stay beside them.
+
+    Args:
+        vocabulary_hash: of this run; the earlier one's stands in its run.json.
+
+    Raises:
+        OutputError: `out` holds a run with another vocabulary, of which some files would stay.
+    """
+    record = out / RUN_FILE
+    if not record.is_file() or _recorded_vocabulary(record) == vocabulary_hash:
+        return
+    replaced = {out / path for path in _all_files(sources, kinds)}
+    found = [path for kind in OUTPUT_KINDS for path in (out / kind).rglob("*") if path.is_file()]
+    areas = out / AREAS_FILE
+    found += [areas] if areas.is_file() else []
+    stale = sorted(path for path in found if path not in replaced and path.name[0] != ".")
+    if stale:
+        raise OutputError(
+            f"{str(out)!r} holds a run with other classes, and {len(stale)} of its files would "
+            f"stay, such as {str(stale[0])!r}: remove them or choose another output folder"
+        )
+
+
+def _recorded_vocabulary(record: Path) -> str | None:
+    """The vocabulary hash in a run.json; None where it cannot be read."""
+    try:
+        vocabulary = json.loads(record.read_text("utf-8"))["vocabulary"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(vocabulary)
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -127,6 +165,8 @@ def _refuse_existing(
 ) -> None:
     if not out.is_dir():
         raise OutputError(f"{str(out)!r} is a file: choose a folder for the output")
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise OutputError(f"{str(out)!r} is read-only: choose another output folder")
     if (out / RUN_FILE).is_file() and not overwrite:
         raise OutputError(f"{str(out)!r} already holds a run ({RUN_FILE}): {_OVERWRITE_ADVICE}")
     folders: set[Path] = set()
@@ -145,6 +185,17 @@ def _refuse_existing(
                 f"{str(folder)!r} is a file, but a folder of this name is needed: "
                 "rename the file or choose another output folder"
             )
+
+
+def _refuse_unwritable_parent(out: Path) -> None:
+    """`out` is still to be made: the deepest folder above it that exists must allow that."""
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        what = "read-only" if above.is_dir() else "a file"
+        raise OutputError(
+            f"{str(out)!r} cannot be made, because {str(above)!r} is {what}: "
+            "choose another output folder"
+        )
 
 
 def _all_files(sources: Sequence[str], kinds: Sequence[str]) -> Iterator[PurePosixPath]:

@@ -33,6 +33,11 @@ A larger one, or more neighbours, moves more classes off the colour of their nam
 keep it from one vocabulary to another (now about half of the names that two built-in lists share).
 """
 
+SHORT_LIST = 32
+SHORT_LIST_DISTANCE = 0.2
+"""Distance tried first in lists up to `SHORT_LIST` classes; it shrinks with every attempt."""
+SHRINK = 0.96
+
 MAX_ATTEMPTS = 100
 """Colours tried for `MIN_DISTANCE`; after these, any colour that no other class has will do."""
 
@@ -81,25 +86,27 @@ def assign_colours(names: Sequence[str], given: Sequence[RGB | None]) -> tuple[R
         if colours[index] is not None:
             continue
         nearby = points[max(0, index - NEIGHBOURS) : index + NEIGHBOURS + 1]
-        colour = _derive(name, taken, [point for point in nearby if point is not None])
+        first = SHORT_LIST_DISTANCE if len(names) <= SHORT_LIST else MIN_DISTANCE
+        colour = _derive(name, taken, [point for point in nearby if point is not None], first)
         colours[index] = colour
         points[index] = _oklab(colour)
         taken.add(colour)
     return tuple(colour for colour in colours if colour is not None)
 
 
-def _derive(name: str, taken: set[RGB], nearby: Sequence[_Oklab]) -> RGB:
+def _derive(name: str, taken: set[RGB], nearby: Sequence[_Oklab], distance: float) -> RGB:
     attempt = 0
     while True:
         colour = _hashed_colour(name, attempt)
-        if colour not in taken and (attempt >= MAX_ATTEMPTS or _is_apart(colour, nearby)):
+        apart = max(MIN_DISTANCE, distance * SHRINK**attempt)
+        if colour not in taken and (attempt >= MAX_ATTEMPTS or _is_apart(colour, nearby, apart)):
             return colour
         attempt += 1
 
 
-def _is_apart(colour: RGB, nearby: Sequence[_Oklab]) -> bool:
+def _is_apart(colour: RGB, nearby: Sequence[_Oklab], distance: float) -> bool:
     point = _oklab(colour)
-    return all(math.dist(point, other) >= MIN_DISTANCE for other in nearby)
+    return all(math.dist(point, other) >= distance for other in nearby)
 
 
 def _hashed_colour(name: str, attempt: int) -> RGB:

@@ -27,7 +27,7 @@ Classes = str | Sequence[str | Sequence[str]] | Vocabulary
 class Segmenter:
     """Labels every pixel of a picture with one of your classes.
 
-    segmenter = Segmenter(classes=["cat", "sofa, couch", "floor"])
+    segmenter = Segmenter(classes=["cat", ["sofa", "couch"], "floor"])
     result = segmenter(image)            # (H, W, 3) uint8 RGB
     result.labels, result.scores, result.areas()
     """

@@ -64,7 +64,7 @@ def prepare(options: RunOptions) -> Job:
     _check_values(options)
     weights = find_weights(options.model, options.weights)
     # After the checks that need no numpy, in the order in which a person would correct them.
-    from errseg.outputs import plan_outputs
+    from errseg.outputs import plan_outputs, refuse_leftovers
     from errseg.sources import find_sources
     from errseg.vocabulary import load_vocabulary
 
@@ -74,6 +74,8 @@ def prepare(options: RunOptions) -> Job:
     sources, failures = find_sources(options.inputs, listed=listed, exclude=options.out)
     names = [source.source for source in sources]
     plan_outputs(options.out, names, kinds, options.overwrite)
+    if options.overwrite:
+        refuse_leftovers(options.out, names, kinds, vocabulary.hash)
     return Job(options, vocabulary, sources, failures, kinds, weights, keep)
 
 

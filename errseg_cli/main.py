@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -47,4 +48,7 @@ def _errseg(
 
 def main() -> None:
     """Entry point of the command."""
+    # Two runs at once on one machine: threads that spin while they wait slow both down many times.
+    # torch reads this when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import json
 import unicodedata
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 from errseg.errors import OutputError, UsageError
-from errseg.outputs import OUTPUT_KINDS, check_kinds, output_paths, plan_outputs
+from errseg.outputs import (
+    OUTPUT_KINDS,
+    RUN_FILE,
+    check_kinds,
+    output_paths,
+    plan_outputs,
+    refuse_leftovers,
+)
 
 NFD_E = unicodedata.normalize("NFD", "é")
 
@@ -167,3 +175,52 @@ def test_unknown_kinds_are_refused(tmp_path: Path, kinds: list[str]) -> None:
         plan_outputs(tmp_path, ["a.jpg"], kinds, overwrite=False)
     with pytest.raises(UsageError, match="overlays, labels, areas"):
         check_kinds(kinds)
+
+
+# --- leftovers of a run with other classes --------------------------------------------------
+
+
+def earlier_run(out: Path, vocabulary_hash: str) -> None:
+    for name in ("labels/a.png", "overlays/a.jpg", "areas.csv"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"x")
+    (out / RUN_FILE).write_text(json.dumps({"vocabulary": {"sha256": vocabulary_hash}}))
+
+
+@pytest.mark.parametrize(
+    ("sources", "kinds", "vocabulary_hash", "stays"),
+    [
+        (["a.jpg"], OUTPUT_KINDS, "new", None),
+        (["a.jpg", "b.jpg"], OUTPUT_KINDS, "new", None),
+        (["b.jpg"], OUTPUT_KINDS, "new", "labels/a.png"),
+        (["a.jpg"], ("labels", "overlays"), "new", "areas.csv"),
+        (["b.jpg"], ("labels",), "old", None),
+    ],
+)
+def test_no_file_with_other_class_ids_stays(
+    tmp_path: Path,
+    sources: list[str],
+    kinds: tuple[str, ...],
+    vocabulary_hash: str,
+    stays: str | None,
+) -> None:
+    earlier_run(tmp_path, "old")
+    if stays is None:
+        refuse_leftovers(tmp_path, sources, kinds, vocabulary_hash)
+        return
+    with pytest.raises(OutputError, match="other classes") as caught:
+        refuse_leftovers(tmp_path, sources, kinds, vocabulary_hash)
+    assert stays in str(caught.value)
+
+
+def test_a_damaged_run_record_counts_as_other_classes(tmp_path: Path) -> None:
+    earlier_run(tmp_path, "old")
+    (tmp_path / RUN_FILE).write_text("{")
+    with pytest.raises(OutputError, match="other classes"):
+        refuse_leftovers(tmp_path, ["b.jpg"], OUTPUT_KINDS, "old")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(OutputError, match="cannot be made"):
+        plan_outputs(tmp_path / "file" / "out", ["a.jpg"], OUTPUT_KINDS, overwrite=False)
