@@ -35,11 +35,10 @@ keep it from one vocabulary to another (now about half of the names that two bui
 
 SHORT_LIST = 32
 SHORT_LIST_DISTANCE = 0.2
-"""Distance tried first in lists up to `SHORT_LIST` classes; it shrinks with every attempt."""
-SHRINK = 0.96
+"""In lists up to `SHORT_LIST` classes there is room for colours that no one confuses."""
 
 MAX_ATTEMPTS = 100
-"""Colours tried for `MIN_DISTANCE`; after these, any colour that no other class has will do."""
+"""Colours tried for the wanted distance; if none has it, the farthest of them will do."""
 
 _Oklab = tuple[float, float, float]
 
@@ -86,27 +85,29 @@ def assign_colours(names: Sequence[str], given: Sequence[RGB | None]) -> tuple[R
         if colours[index] is not None:
             continue
         nearby = points[max(0, index - NEIGHBOURS) : index + NEIGHBOURS + 1]
-        first = SHORT_LIST_DISTANCE if len(names) <= SHORT_LIST else MIN_DISTANCE
-        colour = _derive(name, taken, [point for point in nearby if point is not None], first)
+        wanted = SHORT_LIST_DISTANCE if len(names) <= SHORT_LIST else MIN_DISTANCE
+        colour = _derive(name, taken, [point for point in nearby if point is not None], wanted)
         colours[index] = colour
         points[index] = _oklab(colour)
         taken.add(colour)
     return tuple(colour for colour in colours if colour is not None)
 
 
-def _derive(name: str, taken: set[RGB], nearby: Sequence[_Oklab], distance: float) -> RGB:
-    attempt = 0
-    while True:
+def _derive(name: str, taken: set[RGB], nearby: Sequence[_Oklab], wanted: float) -> RGB:
+    """The first free colour of the name at the wanted distance, else the farthest free one."""
+    best, farthest, attempt = None, -1.0, 0
+    while best is None or attempt < MAX_ATTEMPTS:
         colour = _hashed_colour(name, attempt)
-        apart = max(MIN_DISTANCE, distance * SHRINK**attempt)
-        if colour not in taken and (attempt >= MAX_ATTEMPTS or _is_apart(colour, nearby, apart)):
-            return colour
         attempt += 1
-
-
-def _is_apart(colour: RGB, nearby: Sequence[_Oklab], distance: float) -> bool:
-    point = _oklab(colour)
-    return all(math.dist(point, other) >= distance for other in nearby)
+        if colour in taken:
+            continue
+        point = _oklab(colour)
+        distance = min((math.dist(point, other) for other in nearby), default=math.inf)
+        if distance >= wanted:
+            return colour
+        if distance > farthest:
+            best, farthest = colour, distance
+    return best
 
 
 def _hashed_colour(name: str, attempt: int) -> RGB:
