@@ -172,7 +172,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if width * height > max_pixels:
         raise InputError(
             f"{width} x {height} = {width * height} pixels, expected at most {max_pixels}; "
-            "make the picture smaller or raise the limit"
+            "make the picture smaller or raise the limit (--max-pixels)"
         )
     if width < 1 or height < 1:
         raise InputError(
