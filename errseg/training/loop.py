@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class _TrainingRun:
             }
         )
         self.model = _initial_model(recipe, self.names).to(device)
-        self.averaged = _initial_model_copy(self.model)
+        self.averaged = copy.deepcopy(self.model)
         with torch.no_grad():
             self.class_embeddings = [
                 embed_classes(
@@ -269,16 +270,10 @@ def _freeze(model: ErrSeg, stages: int) -> None:
         encoder.stages[:stages].requires_grad_(False)
 
 
-def _initial_model_copy(model: ErrSeg) -> ErrSeg:
-    import copy
-
-    return copy.deepcopy(model)
-
-
 def _parameter_groups(model: ErrSeg, recipe: Recipe) -> list[dict[str, Any]]:
     """Trunk and head at their own rates; no decay for norms and biases."""
 
-    def of(part: Iterator[nn.Parameter], rate: float) -> list[dict[str, Any]]:
+    def of(part: Sequence[nn.Parameter], rate: float) -> list[dict[str, Any]]:
         trained = [parameter for parameter in part if parameter.requires_grad]
         return [
             {"params": [p for p in trained if p.ndim > 1], "lr": rate},
@@ -288,6 +283,6 @@ def _parameter_groups(model: ErrSeg, recipe: Recipe) -> list[dict[str, Any]]:
     trunk = list(model.image_encoder.parameters())
     inside = {id(parameter) for parameter in trunk}
     head = [parameter for parameter in model.parameters() if id(parameter) not in inside]
-    groups = of(iter(head), recipe.learning_rate)
-    groups += of(iter(trunk), recipe.learning_rate * recipe.trunk_rate)
+    groups = of(head, recipe.learning_rate)
+    groups += of(trunk, recipe.learning_rate * recipe.trunk_rate)
     return [{"weight_decay": recipe.weight_decay, **group} for group in groups]
