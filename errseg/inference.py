@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +43,18 @@ def _squash(image: ImageArray, size: tuple[int, int], *, antialias: bool) -> Ten
     ).float()
 
 
+class ClassMaps(NamedTuple):
+    """What the model says of one picture, before it is resized to the picture.
+
+    Attributes:
+        probabilities: (K, h, w) float32, 0..1, at stride 4 of the model's input.
+        classes: (K,) int64, class ids of the maps, ascending.
+    """
+
+    probabilities: Tensor
+    classes: Tensor
+
+
 @torch.inference_mode()
 def segment(
     model: ErrSeg,
@@ -64,6 +77,23 @@ def segment(
     Returns:
         Per picture (H, W) uint16 class ids and (H, W) float32 probabilities.
     """
+    maps = predict(model, images, text, keep=keep, precision=precision)
+    return [
+        best_class(found.probabilities, found.classes, image.shape[:2], threshold)
+        for found, image in zip(maps, images, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def predict(
+    model: ErrSeg,
+    images: Sequence[ImageArray],
+    text: Tensor,
+    *,
+    keep: int | None = None,
+    precision: torch.dtype = torch.float32,
+) -> list[ClassMaps]:
+    """The kept classes' probability maps of pictures, in one batch; arguments as for `segment`."""
     config = model.config
     batch = preprocess(images, config.image_size, antialias=config.antialias).to(text.device)
     casting = (
@@ -75,8 +105,8 @@ def segment(
         prediction = model(batch, text, keep=keep)
     probabilities = prediction.logits.float().sigmoid()
     return [
-        best_class(probabilities[i], prediction.classes[i], image.shape[:2], threshold)
-        for i, image in enumerate(images)
+        ClassMaps(maps, classes)
+        for maps, classes in zip(probabilities, prediction.classes, strict=True)
     ]
 
 

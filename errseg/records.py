@@ -1,9 +1,14 @@
-"""Frame, Batch, Segmentation: the only things that flow from sources to sinks."""
+"""Frame, Batch, Segmentation: the only things that flow from sources to sinks.
+
+A reader yields `Frame`s; after the last frame of a video comes its `EndOfVideo`; an input that
+gives nothing at all is a `Failure`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +26,21 @@ ScoreMap = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class VideoStream:
+    """What all frames of one video have in common.
+
+    Attributes:
+        time_base: seconds per unit of `Frame.pts`.
+        rate: average frames per second, as far as the file says so.
+        duration_s: as the file says; None where it does not. Not to be trusted.
+    """
+
+    time_base: Fraction
+    rate: Fraction | None = None
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Frame:
     """One picture, from wherever it came.
 
@@ -28,9 +48,12 @@ class Frame:
         source: POSIX path relative to the input root; names the outputs.
         image: (H, W, 3) uint8, RGB, 0..255, upright (EXIF orientation applied).
         path: the file it was read from; None where there is none (pipes, arrays).
-        index: number of the frame within its source, from 0 (0 for a still picture).
-        time_s: presentation time in seconds within its source (0.0 for a still picture).
+        index: number of the frame within its source, from 0 (0 for a still picture); frames that
+            sampling leaves out are counted.
+        time_s: presentation time in seconds from the video's first frame (0.0 for a still picture).
         warnings: what was changed or assumed while reading, in words for the user.
+        video: the video it belongs to; None for a still picture.
+        pts: presentation time in units of `video.time_base`, from the video's first frame.
     """
 
     source: str
@@ -38,6 +61,24 @@ class Frame:
     path: Path | None = None
     index: int = 0
     time_s: float = 0.0
+    warnings: tuple[str, ...] = ()
+    video: VideoStream | None = None
+    pts: int = 0
+
+
+@dataclass(frozen=True)
+class EndOfVideo:
+    """After the last frame of a video.
+
+    Attributes:
+        source: as `Frame.source`.
+        failure: why the video gave less than it should (cut short, broken frames), in one line for
+            the user; empty if it gave everything.
+        warnings: what was changed or assumed, in words for the user.
+    """
+
+    source: str
+    failure: str = ""
     warnings: tuple[str, ...] = ()
 
 
