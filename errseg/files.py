@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import BinaryIO
 
 from errseg.errors import WriteError
 
+_PART_NAME = re.compile(r"\.[0-9a-f]{16}\.part")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -33,7 +35,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = _hidden_name(path)
+        part = hidden_name(path)
         try:
             with part.open("xb") as file:
                 yield file
@@ -42,7 +44,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             _remove_quietly(part)
             raise
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
@@ -64,14 +66,14 @@ class RecordFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._part = _hidden_name(path)
+        self._part = hidden_name(path)
         self._size = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: a record that failed must not linger in a buffer and come out later.
             self._file = self._part.open("xb", buffering=0)
         except OSError as error:
-            raise _write_error(path, error) from error
+            raise write_error(path, error) from error
 
     def append(self, record: bytes) -> None:
         """Adds `record`; if that fails half way, the next record or `publish` overwrites the half.
@@ -85,7 +87,7 @@ class RecordFile:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            raise _write_error(self._path, error) from error
+            raise write_error(self._path, error) from error
         self._size += len(record)
 
     def publish(self) -> None:
@@ -102,10 +104,18 @@ class RecordFile:
             self._part.replace(self._path)
         except OSError as error:
             _remove_quietly(self._part)
-            raise _write_error(self._path, error) from error
+            raise write_error(self._path, error) from error
 
 
-def _hidden_name(path: Path) -> Path:
+def remove_parts(folder: Path) -> None:
+    """Remove the half-written files that a killed run left below `folder`."""
+    for path in folder.rglob(".*.part"):
+        if _PART_NAME.fullmatch(path.name):
+            _remove_quietly(path)
+
+
+def hidden_name(path: Path) -> Path:
+    """A name beside `path` for a file that is not complete yet."""
     return path.with_name(f".{secrets.token_hex(8)}.part")
 
 
@@ -115,7 +125,8 @@ def _remove_quietly(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_error(path: Path, error: OSError) -> WriteError:
+def write_error(path: Path, error: OSError) -> WriteError:
+    """The words for an operating system's error met while writing `path`."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in _DISK_FULL:
         advice = "the disk is full: free some space or choose another output folder"
