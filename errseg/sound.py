@@ -20,8 +20,10 @@ from av.container import InputContainer, OutputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-COPIED_CODECS = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
-"""What an mp4 holds and players know."""
+COPIED_CODECS = frozenset(
+    {"aac", "mp3", "mp3float", "ac3", "eac3", "opus", "libopus", "flac", "alac"}
+)
+"""What an mp4 holds and players know, by the names of libav's decoders."""
 
 _AAC_RATES_HZ = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 _AAC_BITS_PER_S_PER_CHANNEL = 96_000
@@ -89,6 +91,8 @@ class SoundTrack:
         """
         if self._track is None:
             return iter(())
+        if self._track.codec_context is None or not self._track.rate:
+            raise SoundError("its coding is unknown")
         codec = self._track.codec_context.name
         try:
             if codec in COPIED_CODECS:
@@ -104,7 +108,6 @@ class SoundTrack:
         def packets() -> Iterator[av.Packet[Any]]:
             for packet in self._until_damage(self._in_span(track)):
                 packet.stream = stream
-                packet.dts = packet.pts
                 yield packet
 
         return packets()
@@ -128,19 +131,23 @@ class SoundTrack:
 
     def _in_span(self, track: AudioStream) -> Iterator[av.Packet[Any]]:
         """The packets that sound within the span, with the run-up; their times counted anew."""
+        tick_s = Fraction(1, track.rate)
         last = None
         for packet in self._container.demux(track):
             if packet.pts is None or (last is not None and packet.pts <= last):
                 continue
             last = packet.pts
-            begin_s = float(packet.pts * packet.time_base - self._zero_s)
-            length_s = float((packet.duration or 0) * packet.time_base)
+            begin_s = packet.pts * packet.time_base - self._zero_s
+            length_s = (packet.duration or 0) * packet.time_base
             if begin_s >= self._length_s:
                 return
             # One packet of run-up: the first that a decoder gets comes out damped.
             if begin_s + 2 * length_s > 0:
-                self._reached_s = max(0.0, begin_s)
-                packet.pts -= round(self._zero_s / packet.time_base)
+                self._reached_s = max(0.0, float(begin_s))
+                # Own ticks may be as long as a packet (AVI), too coarse for another start.
+                packet.pts = packet.dts = round(begin_s / tick_s)
+                packet.duration = round(length_s / tick_s)
+                packet.time_base = tick_s
                 yield packet
 
     def _until_damage(self, items: Iterator[_Item]) -> Iterator[_Item]:
