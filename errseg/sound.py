@@ -125,15 +125,21 @@ class SoundTrack:
         return packets()
 
     def _decoded(self, track: AudioStream) -> Iterator[AudioFrame]:
+        broken = 0
         for packet in self._in_span(track):
-            yield from track.decode(packet)
+            try:
+                yield from track.decode(packet)
+            except av.InvalidDataError:
+                broken += 1
         yield from track.decode(None)
+        if broken:
+            self.warnings.append(f"{broken} damaged pieces of sound left out")
 
     def _in_span(self, track: AudioStream) -> Iterator[av.Packet[Any]]:
         """The packets that sound within the span, with the run-up; their times counted anew."""
         tick_s = Fraction(1, track.rate)
         last = None
-        for packet in self._container.demux(track):
+        for packet in _packets(self._container, track):
             if packet.pts is None or (last is not None and packet.pts <= last):
                 continue
             last = packet.pts
@@ -169,13 +175,23 @@ def _open(source: Path) -> InputContainer:
     return av.open(f"file:{source}", metadata_errors="replace")
 
 
+def _packets(
+    container: InputContainer, stream: AudioStream | VideoStream
+) -> Iterator[av.Packet[Any]]:
+    try:
+        yield from container.demux(stream)
+    except IndexError:
+        # PyAV trips after the last packet if a stream has appeared in the middle of the file.
+        return
+
+
 def _first_picture_s(source: Path) -> Fraction:
     """When the first picture is shown on the file's own clock, which need not begin at 0."""
     with _open(source) as container:
         for stream in container.streams.video:
             if stream.disposition & Disposition.attached_pic:
                 continue
-            for packet in container.demux(stream):
+            for packet in _packets(container, stream):
                 for frame in _decoded_pictures(stream, packet):
                     if frame.pts is not None and frame.time_base is not None:
                         return frame.pts * frame.time_base

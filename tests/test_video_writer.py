@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from errseg.errors import UsageError, WriteError
+from errseg.sound import SoundTrack
 from errseg.video_writer import VideoSegments
 
 TIME_BASE = Fraction(1, 12800)
@@ -514,6 +515,56 @@ def test_a_source_that_is_gone_costs_the_sound_only(tmp_path: Path, content: byt
         (tmp_path / "source").write_bytes(content)
     dubbed, [warning] = dub(tmp_path, tmp_path / "source")
     assert warning.startswith("sound left out: ")
+    assert len(read(dubbed)) == SOURCE_S * 25
+
+
+def test_damaged_pieces_cost_neither_the_rest_nor_its_time(tmp_path: Path) -> None:
+    source_with_sound(tmp_path / "source", "mpegts", "mp2")
+    data = bytearray((tmp_path / "source").read_bytes())
+    for at in range(len(data) // 5, len(data) // 2, len(data) // 40):
+        data[at : at + 60] = bytes(60)
+    (tmp_path / "source").write_bytes(data)
+    dubbed, warnings = dub(tmp_path, tmp_path / "source")
+    assert "damaged pieces of sound left out" in warnings[-1]
+    assert hears(dubbed) == pytest.approx(LOUD_S, abs=0.005)
+    assert len(read(dubbed)) == SOURCE_S * 25
+
+
+@pytest.mark.parametrize("container", ["matroska", "mpegts"])
+def test_sound_of_a_source_that_is_cut_short(tmp_path: Path, container: str) -> None:
+    source_with_sound(tmp_path / "source", container, "aac")
+    data = (tmp_path / "source").read_bytes()
+    (tmp_path / "source").write_bytes(data[: len(data) * 2 // 5])
+    dubbed, warnings = dub(tmp_path, tmp_path / "source")
+    assert warnings == ()
+    assert 0.3 < ends(dubbed) < 2.8
+    assert len(read(dubbed)) == SOURCE_S * 25
+
+
+def test_sound_that_cannot_be_copied_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source_with_sound(tmp_path / "source", "avi", "adpcm_ima_wav")
+    monkeypatch.setattr("errseg.sound.COPIED_CODECS", {"adpcm_ima_wav"})
+    dubbed, [warning] = dub(tmp_path, tmp_path / "source")
+    assert warning.startswith("sound left out: 'mp4' format does not support")
+    assert hears(dubbed) is None
+    assert len(read(dubbed)) == SOURCE_S * 25
+
+
+def test_sound_that_the_file_refuses_half_way_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source_with_sound(tmp_path / "source", "mp4", "aac")
+    in_order = SoundTrack._in_span
+
+    def backwards(self: SoundTrack, track: Any) -> Iterator[Any]:
+        return reversed(list(in_order(self, track)))
+
+    monkeypatch.setattr(SoundTrack, "_in_span", backwards)
+    dubbed, [warning] = dub(tmp_path, tmp_path / "source")
+    assert warning == "sound left out: Invalid argument"
+    assert hears(dubbed) is None
     assert len(read(dubbed)) == SOURCE_S * 25
 
 
