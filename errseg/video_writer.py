@@ -1,10 +1,9 @@
 """Videos of results, written so that a killed run can go on.
 
-A video grows as segments: `segment` frames after `segment` frames go through an encoder of their
-own into a file of their own, which gets its name by rename once it is complete. At the end the
-packets of all segments are copied into one file. A resumed run writes the segments that are missing
-and so arrives at the same bytes as an undisturbed one; the same bytes are promised on one machine,
-with one version of PyAV.
+A video grows as segments: each has an encoder and a file of its own, which gets its name by rename
+once it is complete. At the end the packets of all segments are copied into one file. A resumed run
+writes the segments that are missing and so arrives at the same bytes as an undisturbed one; this is
+promised for one machine and one version of PyAV.
 
 The name of a segment, <number>.<CRC-32 of the file>.nut, tells later whether it is still what it
 was. NUT, because it keeps every time base exactly.
