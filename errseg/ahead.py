@@ -12,7 +12,7 @@ from errseg.errors import ErrsegError
 T = TypeVar("T")
 
 _LOOK_S = 1.0
-"""How often a waiting consumer looks whether the reader is still alive."""
+"""How often a waiting consumer looks whether it is still worth it."""
 
 
 class ReadAhead(Generic[T]):
@@ -25,15 +25,18 @@ class ReadAhead(Generic[T]):
         *,
         max_items: int,
         max_bytes: int,
+        stop: threading.Event | None = None,
     ) -> None:
         """
         Args:
             items: run in the thread, and closed there.
             size_of: bytes of an item.
             max_items, max_bytes: of the items waiting; one item may wait whatever its size.
+            stop: once it is set, nothing is waited for any more.
         """
         self._items, self._size_of = items, size_of
         self._max_items, self._max_bytes = max_items, max_bytes
+        self._stop = stop or threading.Event()
         self._waiting: deque[T] = deque()
         self._bytes = 0
         self._error: BaseException | None = None
@@ -50,6 +53,8 @@ class ReadAhead(Generic[T]):
         """The next item; errors of the generator come out here, after the items before them."""
         with self._changed:
             while not self._waiting and not self._ended:
+                if self._stop.is_set():
+                    raise StopIteration
                 self._changed.wait(_LOOK_S)
                 if not self._thread.is_alive() and not self._waiting and not self._ended:
                     raise ErrsegError("the thread that reads died without a word; run again")

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from errseg.errors import UsageError
-from errseg.records import Batch, Failure, Frame
+from errseg.records import Batch, EndOfVideo, Failure, Frame
 
 
-def batched(stream: Iterable[Frame | Failure], batch_size: int) -> Iterator[Batch | Failure]:
-    """Group frames, `batch_size` at a time; the last batch may be shorter.
+def batched(
+    stream: Iterable[Frame | EndOfVideo | Failure], batch_size: int
+) -> Iterator[Batch | EndOfVideo | Failure]:
+    """Group frames, `batch_size` at a time; frames of two videos never come together.
 
-    A failure is passed on at once: it neither fills a place in a batch nor closes one, so it may
-    overtake frames that came before it. The stream is read no further than the next batch needs.
+    A failure is passed on at once and takes the place that its picture would have had: which
+    pictures go through the model together depends on nothing but their order.
 
     Args:
-        stream: frames of any sizes, and failures.
+        stream: frames of any sizes, ends of videos, and failures.
         batch_size: frames per batch, at least 1.
 
     Raises:
@@ -26,15 +28,28 @@ def batched(stream: Iterable[Frame | Failure], batch_size: int) -> Iterator[Batc
     return _batches(stream, batch_size)
 
 
-def _batches(stream: Iterable[Frame | Failure], batch_size: int) -> Iterator[Batch | Failure]:
+def _batches(
+    stream: Iterable[Frame | EndOfVideo | Failure], batch_size: int
+) -> Iterator[Batch | EndOfVideo | Failure]:
     waiting: list[Frame] = []
+    places = 0
     for item in stream:
-        if isinstance(item, Failure):
-            yield item
-            continue
-        waiting.append(item)
-        if len(waiting) == batch_size:
+        starts_another = isinstance(item, Frame) and waiting and _video(item) != _video(waiting[0])
+        if waiting and (starts_another or isinstance(item, EndOfVideo)):
             yield Batch(tuple(waiting))
-            waiting = []
+            waiting, places = [], 0
+        if isinstance(item, Frame):
+            waiting.append(item)
+        else:
+            yield item
+        places = 0 if isinstance(item, EndOfVideo) else places + 1
+        if places == batch_size:
+            if waiting:
+                yield Batch(tuple(waiting))
+            waiting, places = [], 0
     if waiting:
         yield Batch(tuple(waiting))
+
+
+def _video(frame: Frame) -> str | None:
+    return None if frame.video is None else frame.source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,3 +62,12 @@ def find_weights(name: str, weights: str | Path | None = None) -> Path:
         advice = "reinstall errseg" if weights is None else "check the path given to --weights"
         raise WeightsError(f"there is no checkpoint {str(path)!r}; {advice}.")
     return path
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}.") from error

@@ -11,7 +11,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,10 +21,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from errseg.errors import InputError
+from errseg.read_options import DEFAULT_MAX_PIXELS
 from errseg.records import ImageArray
-
-DEFAULT_MAX_PIXELS = 500_000_000
-"""Larger pictures are refused before decoding: this many take 1.5 GB as RGB."""
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif"}
@@ -53,7 +51,7 @@ _pillow_lock = threading.Lock()
 
 
 def read_image(
-    path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS
+    file: Path | BinaryIO, *, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> tuple[ImageArray, tuple[str, ...]]:
     """Read one picture, whatever its suffix.
 
@@ -66,7 +64,7 @@ def read_image(
     Calls from several threads are safe, and wait for one another.
 
     Args:
-        path: the file.
+        file: the file; or a binary stream that can be sought in, which is left open.
         max_pixels: the most pixels (height x width) that will be decoded.
 
     Returns:
@@ -77,11 +75,13 @@ def read_image(
         InputError: the file is missing, empty, not a picture, damaged, truncated, or too large.
     """
     try:
-        with _open_file(path) as file, _pillow_for_this_thread() as notes:
-            image = _decode(file, max_pixels, notes)
+        opening = _open_file(file) if isinstance(file, Path) else nullcontext(file)
+        with opening as opened, _pillow_for_this_thread() as notes:
+            image = _decode(opened, max_pixels, notes)
     # Pillow's readers raise nearly anything on damaged bytes: struct.error, EOFError, IndexError...
     except Exception as error:
-        raise InputError(f"Cannot read {os.fspath(path)!r}: {_reason(error)}") from error
+        name = repr(os.fspath(file)) if isinstance(file, Path) else "standard input"
+        raise InputError(f"Cannot read {name}: {_reason(error)}") from error
     return image, tuple(dict.fromkeys(notes))
 
 

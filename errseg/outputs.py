@@ -1,19 +1,22 @@
 """Where a run's files go, and the check, before anything is written, that they may go there.
 
-    <out>/overlays/<source>.jpg   <out>/labels/<source>.png
-    <out>/areas.csv   <out>/classes.csv   <out>/run.json
+    pictures   <out>/overlays/<source>.jpg   <out>/labels/<source>.png
+    videos     <out>/overlays/<source>.mp4   <out>/labels/<source>/<frame>.png or <source>.mkv
+    both       <out>/areas.csv   <out>/classes.csv   <out>/run.json   <out>/.errseg/ (the journal)
 
-<source> is the path of the picture below the input root, without its suffix.
+<source> is the path of the picture or video below the input root, without its suffix.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from errseg.errors import OutputError, UsageError
 
@@ -21,17 +24,31 @@ OUTPUT_KINDS = ("overlays", "labels", "areas")
 AREAS_FILE = "areas.csv"
 CLASSES_FILE = "classes.csv"
 RUN_FILE = "run.json"
+WORK_FOLDER = ".errseg"
+JOURNAL_FILE = ".errseg/journal.jsonl"
 
-_SUFFIX_OF_KIND = {"overlays": ".jpg", "labels": ".png"}
+Medium = Literal["picture", "video", "ffv1"]
+"""What a source is: a video's label maps are a folder of PNGs, or one FFV1 file ("ffv1")."""
+
+_SUFFIXES: dict[Medium, dict[str, str]] = {
+    "picture": {"overlays": ".jpg", "labels": ".png"},
+    "video": {"overlays": ".mp4", "labels": ""},
+    "ffv1": {"overlays": ".mp4", "labels": ".mkv"},
+}
 _LONGEST_NAME_BYTES = 255
 _COLLISION_ADVICE = "rename one of them, or run them apart into different output folders"
-_OVERWRITE_ADVICE = "choose another output folder, or pass --overwrite to replace single files"
+_OVERWRITE_ADVICE = (
+    "choose another output folder, or pass --resume to go on with it, or --overwrite to replace "
+    "single files"
+)
 
 
-def output_paths(source: str, kinds: Iterable[str]) -> dict[str, PurePosixPath]:
-    """Paths of one picture's own files, relative to the output folder, by kind of output.
+def output_paths(
+    source: str, kinds: Iterable[str], medium: Medium = "picture"
+) -> dict[str, PurePosixPath]:
+    """Paths of one source's own files, relative to the output folder, by kind of output.
 
-    `areas` has none: its rows share one file.
+    `areas` has none: its rows share one file. `labels` of a "video" is a folder, see `frame_path`.
 
     Raises:
         OutputError: if `source` is no path below the input root, so that its outputs would lie
@@ -44,34 +61,66 @@ def output_paths(source: str, kinds: Iterable[str]) -> dict[str, PurePosixPath]:
             "named after: give the folder it lies in as the input"
         )
     stem = path.with_suffix("").as_posix()
-    return {
-        kind: PurePosixPath(kind, stem + _SUFFIX_OF_KIND[kind])
-        for kind in kinds
-        if kind in _SUFFIX_OF_KIND
-    }
+    suffixes = _SUFFIXES[medium]
+    return {kind: PurePosixPath(kind, stem + suffixes[kind]) for kind in kinds if kind in suffixes}
 
 
-def plan_outputs(out: Path, sources: Sequence[str], kinds: Sequence[str], overwrite: bool) -> None:
+def frame_path(labels: PurePosixPath, index: int) -> PurePosixPath:
+    """The label map of one frame in the folder of its video."""
+    return labels / f"{index:06d}.png"
+
+
+def video_work_folder(out: Path, source: str) -> Path:
+    """Where an unfinished video's segments and state are."""
+    return out / WORK_FOLDER / "videos" / hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
+
+
+def steady_path(out: Path, source: str, segments: int) -> Path:
+    """The state that is carried on from frame to frame, as it was after so many segments."""
+    return video_work_folder(out, source) / f"steady-{segments}.bin"
+
+
+def only_pictures(source: str) -> Sequence[Medium]:  # noqa: ARG001
+    """Every source is a picture."""
+    return ("picture",)
+
+
+def plan_outputs(
+    out: Path,
+    sources: Sequence[str],
+    kinds: Sequence[str],
+    replace: bool,
+    mediums: Callable[[str], Sequence[Medium]] = only_pictures,
+) -> None:
     """Makes sure, before anything is written, that a run loses, mixes and replaces no file.
 
     Args:
         out: the output folder; it need not exist.
-        sources: `Frame.source` of every picture of the run.
+        sources: `Frame.source` of every picture and video of the run.
         kinds: some of `OUTPUT_KINDS`.
-        overwrite: whether files of an earlier run may be replaced; others are never touched.
+        replace: whether files of an earlier run may be replaced; others are never touched.
+        mediums: what a source is, or may turn out to be.
 
     Raises:
         UsageError: if `kinds` is empty or holds an unknown one.
         OutputError: if two pictures would be written to one file, also where the names differ by
             case or Unicode form only (one file on macOS and Windows); if a file would be needed as
             a folder or a folder as a file; if a name is too long; if `out` holds a run or a file of
-            the same name and `overwrite` is not set.
+            the same name and `replace` is not set.
     """
     check_kinds(kinds)
-    _refuse_collisions(sources, kinds)
+    planned = [
+        (source, path, kind == "labels" and medium == "video")
+        for source in sources
+        for medium in mediums(source)
+        for kind, path in output_paths(source, kinds, medium).items()
+    ]
+    _refuse_collisions(sources, [(source, path) for source, path, _ in planned])
+    shared = [(PurePosixPath(name), False) for name in _shared_files(kinds)]
+    files = shared + [(path, is_folder) for _, path, is_folder in planned]
     try:
         if out.exists():
-            _refuse_existing(out, sources, kinds, overwrite)
+            _refuse_existing(out, files, replace)
         else:
             _refuse_unwritable_parent(out)
     except OSError as error:
@@ -81,7 +130,11 @@ def plan_outputs(out: Path, sources: Sequence[str], kinds: Sequence[str], overwr
 
 
 def refuse_leftovers(
-    out: Path, sources: Sequence[str], kinds: Sequence[str], vocabulary_hash: str
+    out: Path,
+    sources: Sequence[str],
+    kinds: Sequence[str],
+    vocabulary_hash: str,
+    mediums: Callable[[str], Sequence[Medium]] = only_pictures,
 ) -> None:
     """Check, where files are to be replaced, that none with other class ids would stay beside them.
 
@@ -94,11 +147,21 @@ def refuse_leftovers(
     record = out / RUN_FILE
     if not record.is_file() or _recorded_vocabulary(record) == vocabulary_hash:
         return
-    replaced = {out / path for path in _all_files(sources, kinds)}
+    replaced = {out / name for name in _shared_files(kinds)}
+    replaced.update(
+        out / path
+        for source in sources
+        for medium in mediums(source)
+        for path in output_paths(source, kinds, medium).values()
+    )
     found = [path for kind in OUTPUT_KINDS for path in (out / kind).rglob("*") if path.is_file()]
     areas = out / AREAS_FILE
     found += [areas] if areas.is_file() else []
-    stale = sorted(path for path in found if path not in replaced and path.name[0] != ".")
+    stale = sorted(
+        path
+        for path in found
+        if path not in replaced and path.parent not in replaced and path.name[0] != "."
+    )
     if stale:
         raise OutputError(
             f"{str(out)!r} holds a run with other classes, and {len(stale)} of its files would "
@@ -123,23 +186,24 @@ def check_kinds(kinds: Sequence[str]) -> None:
         raise UsageError(f"{came}: choose one or more of {', '.join(OUTPUT_KINDS)}")
 
 
-def _refuse_collisions(sources: Sequence[str], kinds: Sequence[str]) -> None:
+def _refuse_collisions(
+    sources: Sequence[str], planned: Sequence[tuple[str, PurePosixPath]]
+) -> None:
     for source, count in Counter(sources).items():
         if count > 1:
             raise OutputError(f"{count} pictures are all called {source!r}: {_COLLISION_ADVICE}")
     owners: dict[PurePosixPath, str] = {}
-    for source in sources:
-        for path in output_paths(source, kinds).values():
-            _refuse_long_name(path, source)
-            other = owners.setdefault(_folded(path), source)
-            if other != source:
-                raise OutputError(
-                    f"{other!r} and {source!r} would both be written to {str(path)!r} "
-                    f"(upper and lower case count as equal): {_COLLISION_ADVICE}"
-                )
+    for source, path in planned:
+        _refuse_long_name(path, source)
+        other = owners.setdefault(_folded(path), source)
+        if other != source:
+            raise OutputError(
+                f"{other!r} and {source!r} would both be written to {str(path)!r} "
+                f"(upper and lower case count as equal): {_COLLISION_ADVICE}"
+            )
     for path, source in owners.items():
         for folder in path.parents:
-            if folder in owners:
+            if owners.get(folder, source) != source:
                 raise OutputError(
                     f"{str(folder)!r} would be the output of {owners[folder]!r} and "
                     f"the folder for that of {source!r}: {_COLLISION_ADVICE}"
@@ -160,24 +224,25 @@ def _folded(path: PurePosixPath) -> PurePosixPath:
     return PurePosixPath(unicodedata.normalize("NFC", text))
 
 
-def _refuse_existing(
-    out: Path, sources: Sequence[str], kinds: Sequence[str], overwrite: bool
-) -> None:
+def _refuse_existing(out: Path, files: Sequence[tuple[PurePosixPath, bool]], replace: bool) -> None:
+    """`files` come with whether they are folders."""
     if not out.is_dir():
         raise OutputError(f"{str(out)!r} is a file: choose a folder for the output")
     if not os.access(out, os.W_OK | os.X_OK):
         raise OutputError(f"{str(out)!r} is read-only: choose another output folder")
-    if (out / RUN_FILE).is_file() and not overwrite:
+    if (out / RUN_FILE).is_file() and not replace:
         raise OutputError(f"{str(out)!r} already holds a run ({RUN_FILE}): {_OVERWRITE_ADVICE}")
     folders: set[Path] = set()
-    for path in (out / relative for relative in _all_files(sources, kinds)):
+    for path, is_folder in ((out / relative, is_folder) for relative, is_folder in files):
         folders.update(path.parents)
-        if path.is_dir():
+        if is_folder:
+            folders.add(path)
+        elif path.is_dir():
             raise OutputError(
                 f"{str(path)!r} is a folder, but a file of this name is to be written: "
                 "rename the folder or choose another output folder"
             )
-        if path.exists() and not overwrite:
+        if path.exists() and not replace:
             raise OutputError(f"{str(path)!r} exists already: {_OVERWRITE_ADVICE}")
     for folder in folders:
         if folder.exists() and not folder.is_dir():
@@ -198,10 +263,5 @@ def _refuse_unwritable_parent(out: Path) -> None:
         )
 
 
-def _all_files(sources: Sequence[str], kinds: Sequence[str]) -> Iterator[PurePosixPath]:
-    yield PurePosixPath(RUN_FILE)
-    yield PurePosixPath(CLASSES_FILE)
-    if "areas" in kinds:
-        yield PurePosixPath(AREAS_FILE)
-    for source in sources:
-        yield from output_paths(source, kinds).values()
+def _shared_files(kinds: Sequence[str]) -> list[str]:
+    return [RUN_FILE, CLASSES_FILE] + ([AREAS_FILE] if "areas" in kinds else [])

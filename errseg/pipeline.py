@@ -1,47 +1,137 @@
 """The one loop from sources to sinks.
 
-Pictures are read, segmented and written batch by batch. One that fails is named in the summary,
-and the rest goes on. An interruption (Ctrl-C) ends the loop between two pictures: what is written
-of a picture is written whole, and areas.csv holds exactly the pictures that were finished.
+Three things happen at once: a thread reads ahead, the caller's thread runs the model, and a few
+threads render and write behind it; in between are bounded queues. Results are committed (videos
+encoded, the journal and the totals kept) in the caller's thread, in the order of the frames. A
+picture that fails is named in the summary, and the rest goes on. Setting `stop` ends the run after
+the batch in hand: everything written is whole, and the journal says what is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
+from typing import BinaryIO, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from errseg.ahead import ReadAhead
 from errseg.batches import batched
-from errseg.errors import ErrsegError
-from errseg.images import DEFAULT_MAX_PIXELS
-from errseg.records import (
-    UNLABELLED,
-    UNLABELLED_CLASS_ID,
-    UNLABELLED_NAME,
-    Batch,
-    Failure,
-    Frame,
-    ImageArray,
-    Segmentation,
-)
-from errseg.sinks import Sink
+from errseg.behind import WriteBehind
+from errseg.errors import ErrsegError, WriteError
+from errseg.files import write_bytes_atomic
+from errseg.halving import HalvingModel, Segment, SegmentSteadily, Steady, message_of
+from errseg.journal import EndEntry, FrameEntry, Journal, SegmentEntry, Stamp
+from errseg.outputs import steady_path, video_work_folder
+from errseg.read_options import ReadOptions
+from errseg.records import Batch, EndOfVideo, Failure, Frame, Segmentation
+from errseg.sinks import Rendered, Sink, Sound
 from errseg.sources import SourceFile, read_frames
-from errseg.summary import ClassTotal, PictureWarning, Progress, RunSummary, StageSeconds
+from errseg.summary import PictureWarning, Progress, RunSummary, StageSeconds, Totals
 
-Segment = Callable[[Sequence[ImageArray]], list[Segmentation]]
-"""Pictures in, one `Segmentation` per picture out; a `Segmenter` is one."""
+T = TypeVar("T")
 
 OUTPUT_FILES = "output files"
 """`Failure.source` where not a picture but a file of the whole run could not be completed."""
 
+SEGMENT_FRAMES = 240
+"""A killed video loses at most so many frames; a multiple of the usual batch sizes."""
+
+WRITE_FAILURES_IN_A_ROW = 10
+"""After so many the run is ended: the disk is full or the folder gone, and stays so."""
+
+_AHEAD_BYTES = 256 << 20
+_BEHIND_BYTES = 512 << 20
+_LABEL_AND_SCORE_BYTES = 6
+"""Of one pixel, as `Segmentation` holds them."""
+
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Steadying:
+    """How videos are made steadier.
+
+    Attributes:
+        segment: the model.
+        new: the state at the beginning of a video.
+    """
+
+    segment: SegmentSteadily
+    new: Callable[[], Steady]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a run that goes on need not do again.
+
+    Attributes:
+        finished: sources.
+        videos: where unfinished videos go on.
+    """
+
+    finished: frozenset[str] = frozenset()
+    videos: Mapping[str, SegmentEntry] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """What a caller hears of each finished picture or frame, and of each finished video.
+
+    Attributes:
+        entry: as the journal has it; an `EndEntry` for a video.
+        outputs: files written, relative to the output folder, by kind.
+    """
+
+    entry: FrameEntry | EndEntry
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Whom a run tells what, while it goes on.
+
+    Attributes:
+        progress: called at the start and after every frame.
+        result: called with every finished frame and video, in order.
+        failure: called with every input that failed.
+    """
+
+    progress: Callable[[Progress], None] = lambda progress: None
+    result: Callable[[FrameResult], None] = lambda result: None
+    failure: Callable[[Failure], None] = lambda failure: None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does beside segmenting; the defaults do it plainly.
+
+    Attributes:
+        failures: inputs found missing before; they count as failed.
+        batch_size: pictures that go through the model together; fewer where memory runs out.
+        reading: what is read of the sources, and how.
+        stdin: where `pipe:` is read from.
+        journal: told of everything that is finished; what it holds already is counted.
+        earlier: what is left out because an earlier run did it.
+        steadying: how frames of videos are segmented; None = like pictures.
+        writers: threads that render and write.
+    """
+
+    failures: Sequence[Failure] = ()
+    batch_size: int = 1
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    stdin: BinaryIO | None = None
+    journal: Journal | None = None
+    earlier: Earlier = field(default_factory=Earlier)
+    steadying: Steadying | None = None
+    writers: int = 2
 
 
 def run(
@@ -49,11 +139,10 @@ def run(
     class_names: Sequence[str],
     sources: Sequence[SourceFile],
     sinks: Sequence[Sink],
+    plan: Plan | None = None,
     *,
-    failures: Sequence[Failure] = (),
-    batch_size: int = 1,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    on_progress: Callable[[Progress], None] | None = None,
+    listeners: Listeners | None = None,
+    stop: threading.Event | None = None,
 ) -> RunSummary:
     """Segment every source and hand each result to every sink, in the order of the sources.
 
@@ -63,39 +152,90 @@ def run(
         sources: as `find_sources` gives them.
         sinks: closed at the end, whatever happens. A picture that one of them refuses is not shown
             to those after it.
-        failures: inputs found missing before; they count as failed.
-        batch_size: pictures that go through the model together.
-        max_pixels: larger pictures are not read.
-        on_progress: called at the start and after every picture.
+        plan: everything else.
+        listeners: whom to tell what.
+        stop: set by another thread or a signal handler, ends the run after the batch in hand.
 
     Returns:
-        The summary, also after KeyboardInterrupt.
+        The summary, also after `stop` and Ctrl-C.
 
     Raises:
-        UsageError: `batch_size` is below 1. Everything else ends up among the failures.
+        UsageError: the batch size is below 1. Everything else is among the failures.
     """
-    loop = _Loop(segment, class_names, len(sources) + len(failures), sinks, on_progress)
-    batches = batched(loop.timed_reading(read_frames(sources, max_pixels)), batch_size)
-    interrupted = False
+    plan = plan or Plan()
+    stop = stop or threading.Event()
+    loop = _Loop(segment, sources, sinks, plan=plan, listeners=listeners or Listeners(), stop=stop)
+    ahead = ReadAhead(
+        loop.frames(sources),
+        _bytes_of,
+        max_items=2 * plan.batch_size + 1,
+        max_bytes=_AHEAD_BYTES,
+        stop=stop,
+    )
     try:
-        for failure in failures:
-            loop.fail(failure)
-        loop.report()
-        for item in batches:
-            if isinstance(item, Failure):
-                loop.fail(item)
-                loop.report()
-            else:
-                loop.process(item)
-    except KeyboardInterrupt:
-        interrupted = True
+        with _interrupt_asks(stop), ThreadPoolExecutor(plan.writers, "errseg-writer") as threads:
+            behind: WriteBehind[_Product] = WriteBehind(threads, _BEHIND_BYTES)
+            loop.work(batched(loop.timed(ahead), plan.batch_size), behind)
     finally:
-        try:
-            with _interrupt_held_back():
-                loop.close_sinks()
-        except KeyboardInterrupt:
-            interrupted = True
-    return loop.summary(interrupted)
+        ahead.close()
+        loop.close_sinks()
+    return loop.summary(class_names)
+
+
+@contextlib.contextmanager
+def _interrupt_asks(stop: threading.Event) -> Iterator[None]:
+    """Within the block the first Ctrl-C sets `stop`, and the second raises KeyboardInterrupt.
+
+    A handler that the program has set itself is left alone.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _bytes_of(item: Frame | EndOfVideo | Failure) -> int:
+    return item.image.nbytes if isinstance(item, Frame) else 0
+
+
+@dataclass(frozen=True)
+class _Product:
+    """What the writing threads made of one frame."""
+
+    entry: FrameEntry
+    rendered: list[Rendered]
+
+
+@dataclass
+class _Video:
+    """A video in hand.
+
+    Attributes:
+        segments: finished ones, an earlier run's included.
+        frames: given to the model since the last segment ended.
+        next_frame: index of the first frame not yet given to the model.
+        steady: carried from frame to frame; None where frames are segmented like pictures.
+        failed, first_failure: frames that failed, and the first of them in words.
+        lost: why nothing more of it is written; empty while all is well.
+    """
+
+    segments: int = 0
+    frames: int = 0
+    next_frame: int = 0
+    steady: Steady | None = None
+    failed: int = 0
+    first_failure: str = ""
+    lost: str = ""
 
 
 class _Loop:
@@ -104,163 +244,332 @@ class _Loop:
     def __init__(
         self,
         segment: Segment,
-        class_names: Sequence[str],
-        total: int,
+        sources: Sequence[SourceFile],
         sinks: Sequence[Sink],
-        on_progress: Callable[[Progress], None] | None,
+        *,
+        plan: Plan,
+        listeners: Listeners,
+        stop: threading.Event,
     ) -> None:
-        self._segment, self._class_names, self._total = segment, class_names, total
-        self._sinks, self._on_progress = sinks, on_progress
+        steadily = None if plan.steadying is None else plan.steadying.segment
+        self._model = HalvingModel(segment, steadily)
+        self._sinks, self._plan, self._listeners, self._stop = sinks, plan, listeners, stop
+        self._paths = {source.source: source.path for source in sources}
+        self._total = len(sources) + len(plan.failures)
         self._start = time.perf_counter()
-        self._read = self._model = self._write = 0.0
-        self._done = self._failed = 0
+        self._read = self._write = 0.0
+        self._done = self._failed = self._frames = self._earlier = self._earlier_done = 0
+        self._part = 0.0
         self._failures: list[Failure] = []
         self._warnings: list[PictureWarning] = []
-        self._pixels = np.zeros(UNLABELLED + 1, np.int64)
-        self._pictures = np.zeros(UNLABELLED + 1, np.int64)
-        self._one_by_one = False
+        self._totals = Totals()
+        self._refused_in_a_row = 0
+        self._stamps: dict[str, Stamp | None] = {}
+        self._videos: dict[str, _Video] = {}
 
-    def timed_reading(self, frames: Iterable[Frame | Failure]) -> Iterator[Frame | Failure]:
-        """The frames, with the time spent waiting for them counted."""
-        stream = iter(frames)
+    # --- reading, in the reader's thread ------------------------------------------------------
+
+    def frames(
+        self, sources: Sequence[SourceFile]
+    ) -> Generator[Frame | EndOfVideo | Failure, None, None]:
+        """The frames that are to be segmented."""
+        plan = self._plan
+        starts = {source: entry.next_frame for source, entry in plan.earlier.videos.items()}
+        yield from read_frames(
+            self._stamped(sources),
+            plan.reading,
+            first_index=lambda source: starts.get(source.source, 0),
+            stdin=plan.stdin,
+        )
+
+    def _stamped(self, sources: Sequence[SourceFile]) -> Iterator[SourceFile]:
+        for source in sources:
+            if source.source not in self._plan.earlier.finished:
+                # before it is read: a file changed later must not pass for the one that was read
+                self._stamps[source.source] = Stamp.of(source.path)
+                yield source
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def timed(self, items: Iterator[T]) -> Iterator[T]:
+        """The items, with the time spent waiting for them counted."""
         while True:
             start = time.perf_counter()
-            item = next(stream, None)
+            item = next(items, None)
             self._read += time.perf_counter() - start
             if item is None:
                 return
             yield item
 
-    def process(self, batch: Batch) -> None:
-        """Segment a batch and write its results."""
-        together = self._segment_together(batch)
-        for index, frame in enumerate(batch.frames):
-            self._warnings += [PictureWarning(frame.source, text) for text in frame.warnings]
-            try:
-                result = together[index] if together else self._timed_segment([frame.image])[0]
-                with _interrupt_held_back():
-                    self._write_one(frame, result)
-                    self._done += 1
-            except Exception as error:  # whatever it is costs one picture, not the run
-                _log.debug("%s failed", frame.source, exc_info=error)
-                self.fail(Failure(frame.source, _message_of(error)))
-            self.report()
+    def work(
+        self, items: Iterator[Batch | EndOfVideo | Failure], behind: WriteBehind[_Product]
+    ) -> None:
+        """Everything, until the items end or a stop is wanted."""
+        self._take_over()
+        for failure in self._plan.failures:
+            self._fail(failure)
+        self._report()
+        for item in items:
+            if isinstance(item, Batch):
+                self._segment(item, behind)
+            elif isinstance(item, EndOfVideo):
+                behind.then(partial(self._end_video, item))
+            else:
+                self._fail(item)
+                self._report()
+            if self._stop.is_set():
+                break
+        behind.drain()
 
-    def _segment_together(self, batch: Batch) -> list[Segmentation] | None:
-        """None where it fails: then one by one, so that only the picture at fault is lost."""
-        if len(batch.frames) == 1 or self._one_by_one:
-            return None
-        try:
-            return self._timed_segment(batch.images)
-        except Exception as error:
-            _log.debug("a batch failed, going on one by one", exc_info=error)
-            if _is_out_of_memory(error):
-                self._one_by_one = True
-                text = f"{len(batch.frames)} pictures at once need too much memory; one by one now"
-                self._warnings.append(PictureWarning(batch.frames[0].source, text))
-            return None
+    def _take_over(self) -> None:
+        """Count what an earlier run did."""
+        earlier = self._plan.earlier
+        self._done = self._earlier_done = len(earlier.finished & self._paths.keys())
+        journal = self._plan.journal
+        if journal is None:
+            return
+        for source, begun in earlier.videos.items():
+            video = self._videos[source] = self._new_video(begun.segments)
+            video.next_frame = begun.next_frame
+            if video.steady is not None:
+                state = steady_path(journal.out, source, begun.segments)
+                video.steady.from_bytes(state.read_bytes())
+        for entry in journal.entries():
+            if isinstance(entry, FrameEntry):
+                self._totals.add(entry.areas)
+                self._frames += 1
+            elif isinstance(entry, EndEntry) and entry.failure and entry.source in self._paths:
+                self._done -= 1
+                self._fail(Failure(entry.source, entry.failure))
+            if not isinstance(entry, SegmentEntry):
+                self._warn(entry.source, entry.warnings)
+        self._earlier = self._frames
 
-    def _timed_segment(self, images: Sequence[ImageArray]) -> list[Segmentation]:
+    def _segment(self, batch: Batch, behind: WriteBehind[_Product]) -> None:
+        first = batch.frames[0]
+        video = None if first.video is None else self._video_of(first.source)
+        if video is not None and video.lost:
+            return
+        if video is not None and video.frames >= SEGMENT_FRAMES:
+            # not before a next frame is there: a resumed video always has one to go on with
+            behind.then(self._segment_end(first.source, video))
+            video.frames = 0
+        results = self._model(batch.images, None if video is None else video.steady)
+        for frame, result in zip(batch.frames, results, strict=True):
+            if isinstance(result, Exception):
+                behind.then(partial(self._fail_frame, frame, result))
+            else:
+                size = frame.image.nbytes + result.labels.size * _LABEL_AND_SCORE_BYTES
+                behind.submit(
+                    partial(self._render, frame, result), size, partial(self._commit, frame)
+                )
+        if video is not None:
+            video.frames += len(batch.frames)
+            video.next_frame = batch.frames[-1].index + 1
+
+    def _video_of(self, source: str) -> _Video:
+        if source not in self._videos:
+            self._videos[source] = self._new_video(0)
+        return self._videos[source]
+
+    def _new_video(self, segments: int) -> _Video:
+        steadying = self._plan.steadying
+        return _Video(segments, steady=None if steadying is None else steadying.new())
+
+    # --- in the writing threads ---------------------------------------------------------------
+
+    def _render(self, frame: Frame, result: Segmentation) -> _Product:
+        rendered = [sink.render(frame, result) for sink in self._sinks]
+        height, width = result.labels.shape
+        warnings = frame.warnings + tuple(item.warning for item in rendered if item.warning)
+        entry = FrameEntry(
+            frame.source,
+            frame.index,
+            frame.time_s,
+            width,
+            height,
+            tuple(result.areas()),
+            None if frame.video else self._stamps.get(frame.source),
+            warnings,
+            frame.video is not None,
+        )
+        return _Product(entry, rendered)
+
+    # --- what follows, in order, in the caller's thread ----------------------------------------
+
+    def _commit(self, frame: Frame, product: Callable[[], _Product]) -> None:
+        video = None if frame.video is None else self._videos[frame.source]
+        if video is not None and video.lost:
+            return
         start = time.perf_counter()
         try:
-            return self._segment(images)
+            entry, rendered = product().entry, product().rendered
+            for sink, item in zip(self._sinks, rendered, strict=True):
+                sink.commit(frame, item)
+            if self._plan.journal is not None:
+                self._plan.journal.append(entry)
+        except Exception as error:
+            self._fail_frame(frame, error)
+            return
         finally:
-            self._model += time.perf_counter() - start
+            self._write += time.perf_counter() - start
+        self._refused_in_a_row = 0
+        self._frames += 1
+        self._done += video is None
+        self._totals.add(entry.areas)
+        self._warn(frame.source, entry.warnings)
+        duration = frame.video and frame.video.duration_s
+        self._part = min(1.0, frame.time_s / duration) if duration else 0.0
+        paths = {
+            sink.kind: str(item.path)
+            for sink, item in zip(self._sinks, rendered, strict=True)
+            if item.path is not None
+        }
+        self._listeners.result(FrameResult(entry, paths))
+        self._report()
 
-    def _write_one(self, frame: Frame, result: Segmentation) -> None:
+    def _fail_frame(self, frame: Frame, error: Exception) -> None:
+        _log.debug("%s failed", frame.source, exc_info=error)
+        message = message_of(error)
+        if isinstance(error, WriteError):
+            self._count_refusal()
+        if frame.video is None:
+            self._fail(Failure(frame.source, message))
+            self._report()
+            return
+        video = self._videos[frame.source]
+        video.failed += 1
+        video.first_failure = video.first_failure or f"frame {frame.index}: {message}"
+        if isinstance(error, WriteError):
+            video.lost = message
+
+    def _count_refusal(self) -> None:
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row == WRITE_FAILURES_IN_A_ROW:
+            self._stop.set()
+            text = f"{WRITE_FAILURES_IN_A_ROW} results in a row could not be written: the run ended"
+            self._failures.append(Failure(OUTPUT_FILES, text))
+
+    def _segment_end(self, source: str, video: _Video) -> Callable[[], None]:
+        """What ends a segment, once all its frames are committed; the state is that of now."""
+        state = None if video.steady is None else video.steady.to_bytes()
+        return partial(self._end_segment, source, video, video.next_frame, state)
+
+    def _end_segment(
+        self, source: str, video: _Video, next_frame: int, state: bytes | None
+    ) -> None:
+        journal = self._plan.journal
+        if video.lost or journal is None:
+            return
         start = time.perf_counter()
         try:
             for sink in self._sinks:
-                sink.write(frame, result)
-            counts = np.bincount(result.labels.ravel(), minlength=len(self._pixels))
-            self._pixels += counts
-            self._pictures += counts > 0
+                sink.end_segment(source)
+            video.segments += 1
+            if state is not None:
+                write_bytes_atomic(steady_path(journal.out, source, video.segments), state)
+            stamp = self._stamps.get(source)
+            journal.append(SegmentEntry(source, video.segments, next_frame, stamp))
+        except ErrsegError as error:
+            video.lost = str(error)
         finally:
             self._write += time.perf_counter() - start
 
-    def fail(self, failure: Failure) -> None:
+    def _end_video(self, end: EndOfVideo) -> None:
+        video = self._videos.pop(end.source, None) or _Video()
+        start = time.perf_counter()
+        try:
+            paths, warnings = self._complete_video(end, video)
+        except ErrsegError as error:
+            video.lost = video.lost or str(error)
+        finally:
+            self._write += time.perf_counter() - start
+        self._part = 0.0
+        if video.lost:
+            self._fail(Failure(end.source, video.lost))
+            self._report()
+            return
+        entry = EndEntry(
+            end.source, self._stamps.get(end.source), _failure_of(end, video), warnings
+        )
+        if self._plan.journal is not None:
+            self._plan.journal.append(entry)
+            shutil.rmtree(video_work_folder(self._plan.journal.out, end.source), ignore_errors=True)
+        self._warn(end.source, warnings)
+        if entry.failure:
+            self._fail(Failure(end.source, entry.failure))
+        else:
+            self._done += 1
+        self._listeners.result(FrameResult(entry, paths))
+        self._report()
+
+    def _complete_video(
+        self, end: EndOfVideo, video: _Video
+    ) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Files of a video by kind, and what was changed, in words."""
+        paths: dict[str, str] = {}
+        warnings = list(end.warnings)
+        if video.lost:
+            return paths, ()
+        sound = Sound(self._paths.get(end.source), self._plan.reading.end_s)
+        for sink in self._sinks:
+            path, texts = sink.end_video(end.source, sound)
+            warnings += texts
+            if path is not None:
+                paths[sink.kind] = str(path)
+        return paths, tuple(warnings)
+
+    def _fail(self, failure: Failure) -> None:
         self._failures.append(failure)
         self._failed += 1
+        self._listeners.failure(failure)
 
-    def report(self) -> None:
-        if self._on_progress is not None:
-            self._on_progress(Progress(self._done, self._failed, self._total, self._elapsed()))
+    def _warn(self, source: str, texts: Sequence[str]) -> None:
+        self._warnings += [PictureWarning(source, text) for text in texts]
+
+    def _report(self) -> None:
+        self._listeners.progress(
+            Progress(
+                self._done,
+                self._failed,
+                self._total,
+                self._elapsed(),
+                self._frames - self._earlier,
+                self._earlier_done,
+                self._part,
+            )
+        )
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._start
 
     def close_sinks(self) -> None:
         """Close every sink, also after one that fails."""
-        start = time.perf_counter()
         for sink in self._sinks:
             try:
                 sink.close()
             except ErrsegError as error:
                 self._failures.append(Failure(OUTPUT_FILES, str(error)))
-        self._write += time.perf_counter() - start
 
-    def summary(self, interrupted: bool) -> RunSummary:
+    def summary(self, class_names: Sequence[str]) -> RunSummary:
+        skipped = self._total - self._done - self._failed
+        notes = [PictureWarning(OUTPUT_FILES, note) for note in self._model.notes]
         return RunSummary(
             done=self._done,
             failed=self._failed,
-            skipped=self._total - self._done - self._failed,
+            skipped=skipped,
+            frames=self._frames,
+            earlier=self._earlier,
             failures=tuple(self._failures),
-            warnings=tuple(self._warnings),
-            seconds=StageSeconds(self._read, self._model, self._write, self._elapsed()),
-            areas=_totals(self._pixels, self._pictures, self._class_names),
-            interrupted=interrupted,
+            warnings=tuple(self._warnings + notes),
+            seconds=StageSeconds(self._read, self._model.seconds, self._write, self._elapsed()),
+            areas=self._totals.by_class(class_names),
+            interrupted=skipped > 0,
         )
 
 
-def _totals(
-    pixels: NDArray[np.int64], pictures: NDArray[np.int64], names: Sequence[str]
-) -> tuple[ClassTotal, ...]:
-    """Totals of the classes with any pixel; both counts are (65536,), by value in label maps."""
-    every = max(int(pixels.sum()), 1)
-    seen = sorted(
-        np.flatnonzero(pixels).tolist(), key=lambda value: (value == UNLABELLED, -pixels[value])
-    )
-    return tuple(
-        ClassTotal(
-            class_id=UNLABELLED_CLASS_ID if value == UNLABELLED else value,
-            name=UNLABELLED_NAME if value == UNLABELLED else names[value],
-            pixels=int(pixels[value]),
-            fraction=float(pixels[value] / every),
-            pictures=int(pictures[value]),
-        )
-        for value in seen
-    )
-
-
-def _message_of(error: Exception) -> str:
-    """Words for the user; of errors that errseg does not know, their kind as well."""
-    if isinstance(error, ErrsegError):
-        return str(error)
-    if _is_out_of_memory(error):
-        return "not enough memory for this picture; make it smaller or choose another device"
-    words = " ".join(str(error).split())
-    return f"unexpected {type(error).__name__} ({words}); --debug shows where it comes from"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Torch has a class of its own for CUDA only; elsewhere the words have to do."""
-    text = str(error).lower()
-    words = ("out of memory", "not enough memory", "allocate memory")
-    return isinstance(error, MemoryError) or any(word in text for word in words)
-
-
-@contextlib.contextmanager
-def _interrupt_held_back() -> Iterator[None]:
-    """Ctrl-C within the block takes effect at its end. Only the main thread ever receives it."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    held: list[FrameType | None] = []
-    signal.signal(signal.SIGINT, lambda _, frame: held.append(frame))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if held:
-        handler(signal.SIGINT, held[0])
+def _failure_of(end: EndOfVideo, video: _Video) -> str:
+    parts = [end.failure] if end.failure else []
+    if video.failed:
+        parts.append(f"{video.failed} frames failed, the first was {video.first_failure}")
+    return "; ".join(parts)

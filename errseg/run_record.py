@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import errseg
 from errseg.summary import RunSummary
-from errseg.weights import file_hash
 
 if TYPE_CHECKING:
     from errseg.segmenter import Segmenter
@@ -20,45 +19,46 @@ _PRECISION_NAMES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.fl
 _SECOND_DIGITS = 3
 
 
-def run_record(
-    segmenter: Segmenter,
-    summary: RunSummary,
-    *,
-    weights: Path,
-    inputs: Sequence[str],
-    options: Mapping[str, object],
-    load_seconds: float,
-    started: datetime,
-    finished: datetime,
-) -> dict[str, object]:
-    """The content of run.json, ready for `write_run_record`.
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a run before its first picture.
 
-    Args:
-        segmenter: as it was used.
-        summary: what came of the run.
-        weights: the file that the model was read from.
+    Attributes:
+        command: as it was typed.
         inputs: as the user gave them.
         options: as the user gave them, defaults included; plain values only.
-        load_seconds: from the start of the command to the first picture.
-        started, finished: of the whole command, with a time zone.
-
-    Raises:
-        WeightsError: `weights` cannot be read any more.
+        identity: everything that decides the results; a run with another one cannot go on.
+        weights, weights_hash: the file that the model was read from, and its SHA-256.
+        batch_size: as it was used.
+        started: with a time zone.
     """
+
+    command: str
+    inputs: Sequence[str]
+    options: Mapping[str, object]
+    identity: Mapping[str, object]
+    weights: str
+    weights_hash: str
+    batch_size: int
+    started: datetime
+
+
+def started_record(facts: RunFacts, segmenter: Segmenter) -> dict[str, object]:
+    """The content of run.json while the run goes on, ready for `write_run_record`."""
     config, vocabulary = segmenter.model.config, segmenter.vocabulary
-    seconds = {"load": load_seconds, **dataclasses.asdict(summary.seconds)}
     return {
+        "command": facts.command,
         "version": errseg.__version__,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": finished.isoformat(timespec="seconds"),
-        "interrupted": summary.interrupted,
-        "inputs": list(inputs),
-        "options": dict(options),
+        "state": "running",
+        "started": facts.started.isoformat(timespec="seconds"),
+        "inputs": list(facts.inputs),
+        "options": dict(facts.options),
+        "identity": dict(facts.identity),
         "model": {
             "name": config.name,
             "config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(),
-            "weights": str(weights),
-            "weights_sha256": file_hash(weights),
+            "weights": facts.weights,
+            "weights_sha256": facts.weights_hash,
         },
         "vocabulary": {
             "source": vocabulary.source,
@@ -68,12 +68,39 @@ def run_record(
         "device": str(segmenter.device),
         "precision": _PRECISION_NAMES[str(segmenter.precision)],
         "keep": config.keep_for(len(vocabulary), segmenter.keep),
+        "batch_size": facts.batch_size,
+    }
+
+
+def finished_record(
+    facts: RunFacts,
+    segmenter: Segmenter,
+    summary: RunSummary,
+    *,
+    load_seconds: float,
+    finished: datetime,
+) -> dict[str, object]:
+    """The content of run.json when the run is over, ready for `write_run_record`.
+
+    Args:
+        segmenter: as it was used.
+        summary: what came of the run.
+        load_seconds: from the start of the command to the first picture.
+        finished: with a time zone.
+    """
+    state: Literal["complete", "interrupted"] = "interrupted" if summary.interrupted else "complete"
+    seconds = {"load": load_seconds, **dataclasses.asdict(summary.seconds)}
+    return {
+        **started_record(facts, segmenter),
+        "state": state,
+        "finished": finished.isoformat(timespec="seconds"),
         "counts": {
             "done": summary.done,
             "failed": summary.failed,
             "skipped": summary.skipped,
+            "frames": summary.frames,
         },
-        "pictures_per_second": round(summary.pictures_per_second, _SECOND_DIGITS),
+        "frames_per_second": round(summary.frames_per_second, _SECOND_DIGITS),
         "seconds": {stage: round(value, _SECOND_DIGITS) for stage, value in seconds.items()},
         "areas": [
             {**dataclasses.asdict(total), "fraction": round(total.fraction, 6)}

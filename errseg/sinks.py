@@ -1,164 +1,283 @@
-"""What a run leaves in its output folder.
+"""What a run leaves in its output folder, besides areas.csv (errseg/areas.py).
 
-    overlays/<source>.jpg    the picture under its class colours, with outlines and names
-    labels/<source>.png      class ids: 8-bit with palette (255 = unlabelled) up to 255 classes,
-                             16-bit grey (65535 = unlabelled) above
-    areas.csv                one row per picture and class present
-    classes.csv              the vocabulary: ids, names, synonyms, colours
-    run.json                 how it was made
+    overlays/<source>.jpg or .mp4   the picture under its class colours, with outlines and names
+    labels/<source>.png             class ids: 8-bit with palette (255 = unlabelled) up to 255
+                                    classes, 16-bit grey (65535 = unlabelled) above; of a video
+                                    a folder of them, or one FFV1 file <source>.mkv
+    classes.csv                     the vocabulary: ids, names, synonyms, colours
+    run.json                        how it was made
 
 <source> is the path of the picture below the input root, without its suffix. Every file appears
-whole or not at all.
+whole or not at all. A sink renders in any thread; what must happen in order happens in `commit`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, Protocol
 
 import cv2
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
-from errseg.errors import WriteError
-from errseg.files import RecordFile, write_bytes_atomic
-from errseg.outputs import AREAS_FILE, CLASSES_FILE, RUN_FILE, check_kinds, output_paths
-from errseg.records import (
-    UNLABELLED_CLASS_ID,
-    UNLABELLED_NAME,
-    Frame,
-    ImageArray,
-    LabelMap,
-    Segmentation,
+from errseg.areas import csv_bytes
+from errseg.encoding import jpeg_bytes, label_png_bytes
+from errseg.files import write_bytes_atomic
+from errseg.outputs import (
+    CLASSES_FILE,
+    RUN_FILE,
+    Medium,
+    check_kinds,
+    frame_path,
+    output_paths,
+    video_work_folder,
 )
+from errseg.records import Frame, ImageArray, LabelMap, Segmentation
 from errseg.render import DEFAULT_OPACITY, overlay
+from errseg.video_writer import VideoSegments
 from errseg.vocabulary import Vocabulary
 
-AREAS_HEADER = "source,frame,time_s,width,height,class_id,class,pixels,fraction,mean_score\n"
 UNLABELLED_8BIT = 255
 """What `UNLABELLED` becomes in an 8-bit label map."""
 
-_JPEG_QUALITY = 92
+VideoLabels = Literal["png", "ffv1"]
+
 _LONGEST_JPEG_SIDE_PX = 65500
-_PNG_COMPRESSION = 1
-"""Of 9: label maps are so even that more effort gains little and takes several times as long."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One sink's result for one frame.
+
+    Attributes:
+        path: the file that was written, relative to the output folder; None if it has none of its
+            own.
+        picture: what `commit` adds to a video; None if there is none.
+        warning: what was changed, in words for the user; empty if nothing was.
+    """
+
+    path: PurePosixPath | None = None
+    picture: NDArray[np.uint8] | NDArray[np.uint16] | None = None
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Where the sound of a video comes from: the file, and where its used part ends."""
+
+    path: Path | None
+    end_s: float | None = None
 
 
 class Sink(Protocol):
-    """Takes the results of a run, one picture after the other."""
+    """Takes the results of a run."""
 
-    def write(self, frame: Frame, segmentation: Segmentation) -> None:
-        """Writes what this sink keeps of one picture, whole or not at all.
+    kind: str
+    """One of `OUTPUT_KINDS`."""
+
+    def render(self, frame: Frame, segmentation: Segmentation) -> Rendered:
+        """Make this sink's result of one frame, and its file if it has one; in any thread.
 
         Raises:
-            WriteError: if it cannot be written; other pictures may still be.
+            WriteError: it cannot be written; other pictures may still be.
+        """
+
+    def commit(self, frame: Frame, rendered: Rendered) -> None:
+        """What must happen in the order of the frames.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
+
+    def resume_video(self, source: str, segments: int) -> bool:
+        """Go on with a video of which so many segments are there; False if they are not."""
+
+    def end_segment(self, source: str) -> None:
+        """Complete the segment of a video that the last frames were in.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
+
+    def end_video(self, source: str, sound: Sound) -> tuple[PurePosixPath | None, tuple[str, ...]]:
+        """Complete a video.
+
+        Returns:
+            Its file, relative to the output folder, and what was changed, in words.
+
+        Raises:
+            WriteError: it cannot be written.
         """
 
     def close(self) -> None:
-        """Completes what was written, also after an interruption; a second call does nothing.
+        """Let go of everything; unfinished videos keep their finished segments."""
 
-        Raises:
-            WriteError: if it cannot be completed.
-        """
+
+class _Videos:
+    """The videos that one sink is writing."""
+
+    def __init__(self, out: Path, kind: str, codec: Literal["h264", "ffv1"]) -> None:
+        self._out, self._kind = out, kind
+        self._codec: Literal["h264", "ffv1"] = codec
+        self._medium: Medium = "video" if codec == "h264" else "ffv1"
+        self._first_segment: dict[str, int] = {}
+        self._open: dict[str, VideoSegments] = {}
+
+    def resume(self, source: str, segments: int) -> bool:
+        self._first_segment[source] = segments
+        names = {path.stem for path in self._folder(source).glob("*")}
+        return len([name for name in names if not name.startswith(".")]) >= segments
+
+    def append(self, frame: Frame, picture: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+        video = self._open.get(frame.source)
+        if video is None:
+            assert frame.video is not None
+            video = self._open[frame.source] = VideoSegments(
+                self._folder(frame.source),
+                self._codec,
+                frame.video.time_base,
+                frame.video.rate,
+                segment=self._first_segment.get(frame.source, 0),
+            )
+        video.append(picture, frame.pts)
+
+    def end_segment(self, source: str) -> None:
+        if source in self._open:
+            self._open[source].end_segment()
+
+    def end(self, source: str, sound: Sound) -> tuple[PurePosixPath | None, tuple[str, ...]]:
+        video = self._open.get(source)
+        if video is None:
+            return None, ()
+        path = output_paths(source, [self._kind], self._medium)[self._kind]
+        warnings = video.join(self._out / path, audio_from=sound.path, end_s=sound.end_s)
+        video.remove()
+        del self._open[source]
+        return path, warnings
+
+    def close(self) -> None:
+        for video in self._open.values():
+            video.close()
+        self._open.clear()
+
+    def _folder(self, source: str) -> Path:
+        return video_work_folder(self._out, source) / self._kind
 
 
 class OverlaySink:
-    """Writes overlays/<source>.jpg below `out`, blended with `opacity`, 0..1."""
+    """Writes overlays/<source>.jpg or .mp4 below `out`, blended with `opacity`, 0..1."""
+
+    kind = "overlays"
 
     def __init__(self, out: Path, vocabulary: Vocabulary, opacity: float = DEFAULT_OPACITY) -> None:
         self._out = out
         self._colours = vocabulary.colours
         self._opacity = opacity
+        self._videos = _Videos(out, self.kind, "h264")
 
-    def write(self, frame: Frame, segmentation: Segmentation) -> None:
-        path = self._out / output_paths(frame.source, ["overlays"])["overlays"]
-        if max(segmentation.labels.shape) > _LONGEST_JPEG_SIDE_PX:
-            height, width = segmentation.labels.shape
-            raise WriteError(
-                f"cannot write {str(path)!r}: the picture is {width} x {height}, and a JPEG holds "
-                f"at most {_LONGEST_JPEG_SIDE_PX} pixels a side; leave out overlays for it"
-            )
+    def render(self, frame: Frame, segmentation: Segmentation) -> Rendered:
         picture = overlay(frame.image, segmentation, self._colours, opacity=self._opacity)
-        write_bytes_atomic(path, _jpeg(picture))
+        if frame.video is not None:
+            return Rendered(picture=picture)
+        path = output_paths(frame.source, [self.kind])[self.kind]
+        picture, warning = _fitted_for_jpeg(picture)
+        write_bytes_atomic(self._out / path, jpeg_bytes(picture))
+        return Rendered(path, warning=warning)
+
+    def commit(self, frame: Frame, rendered: Rendered) -> None:
+        if rendered.picture is not None:
+            self._videos.append(frame, rendered.picture)
+
+    def resume_video(self, source: str, segments: int) -> bool:
+        return self._videos.resume(source, segments)
+
+    def end_segment(self, source: str) -> None:
+        self._videos.end_segment(source)
+
+    def end_video(self, source: str, sound: Sound) -> tuple[PurePosixPath | None, tuple[str, ...]]:
+        return self._videos.end(source, sound)
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        self._videos.close()
 
 
 class LabelSink:
     """Writes labels/<source>.png below `out`: class ids in vocabulary order, from 0."""
 
-    def __init__(self, out: Path, vocabulary: Vocabulary) -> None:
+    kind = "labels"
+
+    def __init__(
+        self, out: Path, vocabulary: Vocabulary, video_labels: VideoLabels = "png"
+    ) -> None:
         self._out = out
         self._palette: bytes | None = None
         if len(vocabulary) <= UNLABELLED_8BIT:
             palette = np.zeros((256, 3), np.uint8)
             palette[: len(vocabulary)] = vocabulary.colours
             self._palette = palette.tobytes()
+        self._as_video = video_labels == "ffv1"
+        self._videos = _Videos(out, self.kind, "ffv1")
 
-    def write(self, frame: Frame, segmentation: Segmentation) -> None:
-        path = self._out / output_paths(frame.source, ["labels"])["labels"]
-        write_bytes_atomic(path, _label_png(segmentation.labels, self._palette))
-
-    def close(self) -> None:
-        """Nothing is left to do."""
-
-
-class AreaSink:
-    """Collects the rows of areas.csv, which appears at `close` with all pictures written so far.
-
-    UTF-8, lines end in "\\n"; names that are not UTF-8 keep their bytes.
-
-    Raises:
-        WriteError: if the folder `out` cannot be made or written to.
-    """
-
-    def __init__(self, out: Path, vocabulary: Vocabulary) -> None:
-        self._file = RecordFile(out / AREAS_FILE)
-        self._names = {UNLABELLED_CLASS_ID: UNLABELLED_NAME} | dict(enumerate(vocabulary.names))
-        self._file.append(AREAS_HEADER.encode())
-
-    def write(self, frame: Frame, segmentation: Segmentation) -> None:
-        height, width = segmentation.labels.shape
-        picture = (frame.source, frame.index, f"{frame.time_s:.3f}", width, height)
-        rows = [
-            (
-                *picture,
-                area.class_id,
-                self._names[area.class_id],
-                area.pixels,
-                f"{area.fraction:.6f}",
-                f"{area.mean_score:.6f}",
+    def render(self, frame: Frame, segmentation: Segmentation) -> Rendered:
+        if frame.video is not None and self._as_video:
+            return Rendered(picture=self._stored(segmentation.labels))
+        if frame.video is None:
+            path = output_paths(frame.source, [self.kind])[self.kind]
+        else:
+            path = frame_path(
+                output_paths(frame.source, [self.kind], "video")["labels"], frame.index
             )
-            for area in segmentation.areas()
-        ]
-        self._file.append(_csv_bytes(rows))
+        data = label_png_bytes(self._stored(segmentation.labels), self._palette)
+        write_bytes_atomic(self._out / path, data)
+        return Rendered(path)
+
+    def _stored(self, labels: LabelMap) -> NDArray[np.uint8] | LabelMap:
+        """As the files hold them: 8-bit where all class ids fit."""
+        if self._palette is None:
+            return labels
+        return np.minimum(labels, UNLABELLED_8BIT).astype(np.uint8)
+
+    def commit(self, frame: Frame, rendered: Rendered) -> None:
+        if rendered.picture is not None:
+            self._videos.append(frame, rendered.picture)
+
+    def resume_video(self, source: str, segments: int) -> bool:
+        return not self._as_video or self._videos.resume(source, segments)
+
+    def end_segment(self, source: str) -> None:
+        self._videos.end_segment(source)
+
+    def end_video(self, source: str, sound: Sound) -> tuple[PurePosixPath | None, tuple[str, ...]]:
+        if self._as_video:
+            return self._videos.end(source, dataclasses.replace(sound, path=None))
+        return output_paths(source, [self.kind], "video")[self.kind], ()
 
     def close(self) -> None:
-        self._file.publish()
+        self._videos.close()
 
 
 def make_sinks(
-    out: Path, vocabulary: Vocabulary, kinds: Sequence[str], opacity: float = DEFAULT_OPACITY
+    out: Path,
+    vocabulary: Vocabulary,
+    kinds: Sequence[str],
+    opacity: float = DEFAULT_OPACITY,
+    video_labels: VideoLabels = "png",
 ) -> list[Sink]:
-    """The sinks for `kinds`; areas last, so that its rows stand for pictures that were written.
+    """The sinks for `kinds`; `areas` needs none, its rows come from the journal.
 
     Raises:
-        UsageError: if `kinds` is empty or holds an unknown one.
-        WriteError: if `out` cannot be made or written to.
+        UsageError: if `kinds` holds an unknown one.
     """
     check_kinds(kinds)
     sinks: list[Sink] = []
     if "overlays" in kinds:
         sinks.append(OverlaySink(out, vocabulary, opacity))
     if "labels" in kinds:
-        sinks.append(LabelSink(out, vocabulary))
-    if "areas" in kinds:
-        sinks.append(AreaSink(out, vocabulary))
+        sinks.append(LabelSink(out, vocabulary, video_labels))
     return sinks
 
 
@@ -172,9 +291,7 @@ def write_classes(out: Path, vocabulary: Vocabulary) -> None:
         (entry.id, entry.name, ", ".join(entry.synonyms), "#" + bytes(entry.colour).hex())
         for entry in vocabulary.classes
     ]
-    write_bytes_atomic(
-        out / CLASSES_FILE, _csv_bytes([("id", "name", "synonyms", "colour"), *rows])
-    )
+    write_bytes_atomic(out / CLASSES_FILE, csv_bytes([("id", "name", "synonyms", "colour"), *rows]))
 
 
 def write_run_record(out: Path, record: Mapping[str, object]) -> None:
@@ -188,32 +305,11 @@ def write_run_record(out: Path, record: Mapping[str, object]) -> None:
     write_bytes_atomic(out / RUN_FILE, text.encode(errors="backslashreplace"))
 
 
-def _jpeg(picture: ImageArray) -> bytes:
-    # Full colour resolution: coloured text and thin lines smear under 4:2:0.
-    options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
-    return bytes(data)
-
-
-def _label_png(labels: LabelMap, palette: bytes | None) -> bytes:
-    """PNG, 8-bit with `palette` (256 RGB triples), or 16-bit grey without."""
-    if palette is None:
-        picture = Image.fromarray(labels)
-    else:
-        picture = Image.fromarray(np.minimum(labels, UNLABELLED_8BIT).astype(np.uint8), "P")
-        picture.putpalette(palette)
-    data = io.BytesIO()
-    picture.save(data, "PNG", compress_level=_PNG_COMPRESSION)
-    return data.getvalue()
-
-
-def _csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    return "".join(map(_csv_line, rows)).encode(errors="surrogateescape")
-
-
-def _csv_line(row: Sequence[object]) -> str:
-    line = io.StringIO()
-    # With "\r\n" as the line end, Python before 3.13 also quotes a lone "\r" in a field.
-    csv.writer(line, lineterminator="\r\n").writerow(row)
-    return line.getvalue().removesuffix("\r\n") + "\n"
+def _fitted_for_jpeg(picture: ImageArray) -> tuple[ImageArray, str]:
+    height, width = picture.shape[:2]
+    if max(height, width) <= _LONGEST_JPEG_SIDE_PX:
+        return picture, ""
+    scale = _LONGEST_JPEG_SIDE_PX / max(height, width)
+    size = (max(1, int(width * scale)), max(1, int(height * scale)))
+    small = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return small, f"overlay reduced to {size[0]} x {size[1]}, the most that a JPEG holds"

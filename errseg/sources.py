@@ -1,4 +1,4 @@
-"""File, folder, glob, list -> the one stream of frames.
+"""File, folder, glob, list, pipe -> the one stream of frames.
 
 `find_sources` says which files there are and what each is called; `read_frames` reads them one at
 a time. Symbolic links are followed; a folder that contains itself through one is not entered again.
@@ -6,18 +6,48 @@ a time. Symbolic links are followed; a folder that contains itself through one i
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import BinaryIO
 
 from errseg.errors import InputError, UsageError
-from errseg.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, read_image
-from errseg.records import Failure, Frame
+from errseg.images import IMAGE_SUFFIXES, read_image
+from errseg.outputs import CLASSES_FILE, RUN_FILE
+from errseg.read_options import ReadOptions
+from errseg.records import EndOfVideo, Failure, Frame
 
 STANDARD_INPUT = "-"
 """The input that stands for a list of paths."""
+
+PIPE = "pipe:"
+"""The input that stands for a picture or a video on standard input."""
+
+PIPE_SOURCE = "stdin"
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"}
+    | {".wmv", ".flv", ".3gp", ".ogv"}
+)
+"""Suffixes, in lower case, of the videos taken from a folder."""
+
+_TAKEN_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+
+_PICTURE_STARTS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|GIF8|BM|II\*\0|MM\0\*|II\+\0|MM\0\+|P[1-6]\s|RIFF....WEBP"
+    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|....ftypavi[fs]",
+    re.DOTALL,
+)
+_SNIFFED_BYTES = 64
+_PIPED_PICTURE_BYTES = 1 << 30
+
+_log = logging.getLogger(__name__)
 
 _GLOB_CHARACTERS = frozenset("*?[")
 
@@ -27,13 +57,23 @@ class SourceFile:
     """One file to read.
 
     Attributes:
-        path: the file.
+        path: the file; None for standard input.
         source: POSIX path relative to the input root; names the outputs. Bytes of the name that
             are not UTF-8 stand in it as Python's surrogates (`os.fsdecode`).
     """
 
-    path: Path
+    path: Path | None
     source: str
+
+    @property
+    def is_video(self) -> bool:
+        """Whether its name is that of a video."""
+        return Path(self.source).suffix.lower() in VIDEO_SUFFIXES
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether its name is that of a picture; there are files that may be either."""
+        return Path(self.source).suffix.lower() in IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -46,23 +86,24 @@ class _NamedFile:
 def find_sources(
     inputs: Sequence[str], *, listed: Iterable[str] | None = None, exclude: Path | None = None
 ) -> tuple[list[SourceFile], list[Failure]]:
-    """Find every picture that the inputs name, in the order of the inputs.
+    """Find every picture and video that the inputs name, in the order of the inputs.
 
     - A folder is walked: its files by name, then its folders by name, and so on down. Hidden files
-      and folders are skipped, and files without a suffix of `IMAGE_SUFFIXES`. `source` is relative
-      to the folder.
+      and folders are skipped, output folders of other runs, and files without a suffix of
+      `IMAGE_SUFFIXES` or `VIDEO_SUFFIXES`. `source` is relative to the folder.
     - A glob (`*`, `?`, `[...]`, `**` for any number of folders) that is no existing path is matched
       against the folder before its first such part, in the same order and with the same files
       skipped; a folder that matches is taken whole. `source` is relative to that folder.
     - A file is taken whatever its suffix. `source` is relative to the deepest folder that holds all
       files given so, listed ones included.
     - `-` stands for the paths in `listed`, all of them files.
+    - `pipe:` stands for one picture or video on standard input, called "stdin".
 
     A file reached twice under one `source` is kept once.
 
     Args:
-        inputs: paths, globs and `-`.
-        listed: one path per item, a line ending allowed; blank items are skipped.
+        inputs: paths, globs, `-`, and `pipe:` alone.
+        listed: one path per item, as `split_list` gives them.
         exclude: the output folder, which is never entered.
 
     Returns:
@@ -72,8 +113,12 @@ def find_sources(
 
     Raises:
         UsageError: an input does not exist or is the output folder, a glob matches nothing, `-`
-            without `listed`, or no picture and no failure at all.
+            without `listed`, `pipe:` beside other inputs, or nothing to read at all.
     """
+    if PIPE in inputs:
+        if len(inputs) > 1:
+            raise UsageError(f"{PIPE} stands for all of standard input; give no other input.")
+        return [SourceFile(None, PIPE_SOURCE)], []
     forbidden = None if exclude is None else exclude.resolve()
     found: list[SourceFile | _NamedFile | Failure] = []
     for text in inputs:
@@ -85,45 +130,162 @@ def find_sources(
     failures = [item for item in found if isinstance(item, Failure)]
     sources = _without_repeats(_with_sources_named(found))
     if not sources and not failures:
+        if list(inputs) == [STANDARD_INPUT]:
+            raise UsageError("The list of paths on standard input is empty. Pipe one in.")
         raise UsageError(
-            f"No picture in {', '.join(map(repr, inputs)) or 'no input'}; looked for files ending "
-            f"in {', '.join(sorted(IMAGE_SUFFIXES))}. Name other inputs."
+            f"No picture or video in {', '.join(map(repr, inputs)) or 'no input'}; looked for "
+            f"files ending in {', '.join(sorted(_TAKEN_SUFFIXES))}. Name other inputs."
         )
     return sources, failures
 
 
+def split_list(stream: BinaryIO, nul: bool) -> Iterator[str]:
+    """The paths in a list, bytes that are not UTF-8 kept as in all file names.
+
+    Args:
+        stream: one path a line; blank lines are skipped.
+        nul: paths end in NUL instead (`find -print0`), and may hold line ends.
+    """
+    if nul:
+        for item in stream.read().split(b"\0"):
+            if item:
+                yield os.fsdecode(item)
+        return
+    for line in stream:
+        text = os.fsdecode(line).removesuffix("\n").removesuffix("\r")
+        if text.strip():
+            yield text
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "2/8" -> (2, 8): the second of eight parts.
+
+    Raises:
+        UsageError: it is nothing of the kind.
+    """
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"The shard is {text!r}; it must be I/N with 1 <= I <= N, such as 2/8.")
+    return int(match[1]), int(match[2])
+
+
+def shard(sources: Sequence[SourceFile], index: int, count: int) -> list[SourceFile]:
+    """The `index`-th (from 1) of `count` parts.
+
+    A source belongs to a part by its name alone: it stays there when others come or go.
+    """
+    return [source for source in sources if _part_of(source.source, count) == index - 1]
+
+
+def _part_of(name: str, count: int) -> int:
+    digest = hashlib.sha256(os.fsencode(name)).digest()
+    return int.from_bytes(digest[:8], "big") % count
+
+
 def read_frames(
-    sources: Iterable[SourceFile], max_pixels: int = DEFAULT_MAX_PIXELS
-) -> Iterator[Frame | Failure]:
+    sources: Iterable[SourceFile],
+    options: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    *,
+    first_index: Callable[[SourceFile], int] = lambda source: 0,
+    stdin: BinaryIO | None = None,
+) -> Iterator[Frame | EndOfVideo | Failure]:
     """Read the sources one at a time, in order, as they are asked for.
 
     Args:
         sources: as `find_sources` gives them.
-        max_pixels: the most pixels of one picture, as in `read_image`.
+        options: what is read of them.
+        first_index: frames of a video with a lower index are left out.
+        stdin: standard input, for `pipe:`.
 
     Yields:
-        Every frame of each source, or one failure where reading it ends.
+        The picture, or the frames of the video and its end; or one failure where reading ends.
     """
     for source in sources:
         try:
-            yield from _frames_of(source, max_pixels)
+            yield from _frames_of(source, options, first_index(source), stdin)
         except InputError as error:
             yield Failure(source.source, str(error))
+        except Exception as error:  # whatever it is costs one source, not the run
+            _log.debug("%s failed", source.source, exc_info=error)
+            words = " ".join(str(error).split())
+            text = f"Cannot read {source.source!r}: unexpected {type(error).__name__} ({words})"
+            yield Failure(source.source, text)
 
 
-def _frames_of(source: SourceFile, max_pixels: int) -> Iterator[Frame]:
-    """The frames of one source. A reader of other files (videos) is chosen here, by suffix."""
-    image, warnings = read_image(source.path, max_pixels=max_pixels)
-    yield Frame(source.source, image, path=source.path, warnings=warnings)
+def _frames_of(
+    source: SourceFile, options: ReadOptions, first_index: int, stdin: BinaryIO | None
+) -> Iterator[Frame | EndOfVideo]:
+    if source.path is None:
+        return _from_pipe(source.source, options, first_index, stdin)
+    if source.is_video:
+        return _video(source.path, source.source, options, first_index)
+    if source.is_picture:
+        return _picture(source.path, source.source, options)
+    return _either(source.path, source.source, options, first_index)
+
+
+def _picture(file: Path | BinaryIO, source: str, options: ReadOptions) -> Iterator[Frame]:
+    image, warnings = read_image(file, max_pixels=options.max_pixels)
+    path = file if isinstance(file, Path) else None
+    yield Frame(source, image, path=path, warnings=warnings)
+
+
+def _video(
+    file: Path | BinaryIO, source: str, options: ReadOptions, first_index: int
+) -> Iterator[Frame | EndOfVideo]:
+    from errseg.videos import read_video
+
+    return read_video(file, source, options, first_index=first_index)
+
+
+def _either(
+    path: Path, source: str, options: ReadOptions, first_index: int
+) -> Iterator[Frame | EndOfVideo]:
+    """A file whose name does not say what it is."""
+    try:
+        yield from _picture(path, source, options)
+    except InputError as error:
+        frames = _video(path, source, options, first_index)
+        try:
+            first = next(frames)
+        except InputError:
+            raise error from None
+        yield first
+        yield from frames
+
+
+class _Begun(io.RawIOBase):
+    """A stream of which the beginning was read already."""
+
+    def __init__(self, beginning: bytes, stream: BinaryIO) -> None:
+        self._beginning, self._stream = beginning, stream
+
+    def read(self, size: int = -1) -> bytes:
+        if self._beginning:
+            size = len(self._beginning) if size < 0 else size
+            part, self._beginning = self._beginning[:size], self._beginning[size:]
+            return part
+        return self._stream.read(size)
+
+
+def _from_pipe(
+    source: str, options: ReadOptions, first_index: int, stdin: BinaryIO | None
+) -> Iterator[Frame | EndOfVideo]:
+    beginning = b"" if stdin is None else stdin.read(_SNIFFED_BYTES)
+    if stdin is None or not beginning:
+        raise InputError("Cannot read standard input: it is empty; pipe a picture or video in")
+    if not _PICTURE_STARTS.match(beginning):
+        stream = _Begun(beginning, stdin)
+        yield from _video(stream, source, options, first_index)  # type: ignore[arg-type]
+        return
+    data = beginning + stdin.read(_PIPED_PICTURE_BYTES)
+    yield from _picture(io.BytesIO(data), source, options)
 
 
 def _from_list(listed: Iterable[str] | None) -> Iterator[_NamedFile | Failure]:
     if listed is None:
         raise UsageError("Input '-' needs a list of paths on standard input. Pipe one in.")
-    for item in listed:
-        text = item.removesuffix("\n").removesuffix("\r")
-        if not text.strip():
-            continue
+    for text in listed:
         path = Path(text)
         trouble = _trouble(path)
         if trouble is not None:
@@ -174,8 +336,8 @@ def _from_glob(text: str, forbidden: Path | None) -> Iterator[SourceFile | Failu
             yield item
     if not found:
         raise UsageError(
-            f"Input {text!r} matches no picture (hidden files are skipped, and those not ending in "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}). Check the pattern."
+            f"Input {text!r} matches no picture or video (hidden files are skipped, and those not "
+            f"ending in {', '.join(sorted(_TAKEN_SUFFIXES))}). Check the pattern."
         )
 
 
@@ -186,7 +348,7 @@ def _walk(
     parts: tuple[str, ...] = (),
     above: frozenset[Path] = frozenset(),
 ) -> Iterator[SourceFile | Failure]:
-    """The pictures in `root/parts` and below whose path from `root` fits the pattern.
+    """The pictures and videos in `root/parts` and below whose path from `root` fits the pattern.
 
     `above` holds the real paths of the folders on the way down. Only they close a loop: a folder
     that can be reached by two ways is walked twice, and its files are called after both.
@@ -208,12 +370,14 @@ def _walk(
         yield Failure("/".join(parts) or os.fspath(folder), message)
         return
 
+    if parts and {RUN_FILE, CLASSES_FILE} <= {entry.name for entry in visible}:
+        return  # results of another run are no pictures to segment
     folders: list[tuple[str, ...]] = []
     for entry in visible:
         inner = (*parts, entry.name)
         if _is_folder(entry):
             folders.append(inner)
-        elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and _is_taken(inner, pattern):
+        elif Path(entry.name).suffix.lower() in _TAKEN_SUFFIXES and _is_taken(inner, pattern):
             yield SourceFile(folder / entry.name, "/".join(inner))
     for inner in folders:
         if _may_hold_matches(inner, pattern):
@@ -283,6 +447,7 @@ def _with_sources_named(
 def _without_repeats(sources: Iterable[SourceFile]) -> list[SourceFile]:
     kept: dict[tuple[str, str], SourceFile] = {}
     for source in sources:
+        assert source.path is not None
         # realpath, not Path.resolve: before Python 3.13 that one raises on a link to itself.
         kept.setdefault((os.path.realpath(source.path), source.source), source)
     return list(kept.values())

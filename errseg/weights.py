@@ -7,7 +7,6 @@ float32 again once loaded.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -140,15 +139,6 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
                 f"{origin}: {name!r} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}."
             )
     model.load_state_dict(state, assign=True)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror}.") from error
 
 
 # --- models by name -------------------------------------------------------------------------

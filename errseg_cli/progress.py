@@ -19,10 +19,10 @@ LONGEST_SILENCE_S = 30.0
 
 @contextlib.contextmanager
 def progress_shown(total: int, *, quiet: bool) -> Iterator[OnProgress | None]:
-    """What to hand to `pipeline.run` as `on_progress`.
+    """What to hand to `pipeline.run` as listener of its progress.
 
     Args:
-        total: pictures of the run.
+        total: pictures and videos of the run.
         quiet: show nothing.
     """
     if quiet:
@@ -35,18 +35,30 @@ def progress_shown(total: int, *, quiet: bool) -> Iterator[OnProgress | None]:
 
 
 def sparse_lines(write: Callable[[str], None] = say) -> OnProgress:
-    """A line at 1, 2, 5, 10, 20, 50, ... pictures, and whenever there was none for long."""
+    """A line at 1, 2, 5, 10, 20, 50, ... frames, and whenever there was none for long."""
     last = 0.0
 
     def on_progress(progress: Progress) -> None:
         nonlocal last
         count = progress.done + progress.failed
         silence = progress.seconds - last
-        if 0 < count < progress.total and (is_round(count) or silence >= LONGEST_SILENCE_S):
+        wanted = is_round(progress.frames) or silence >= LONGEST_SILENCE_S
+        if progress.frames + progress.failed > 0 and count < progress.total and wanted:
             last = progress.seconds
-            write(f"errseg: {count}/{progress.total} pictures, {pace(progress)}")
+            write(f"errseg: {count}/{progress.total} {what(progress)}, {pace(progress)}")
 
     return on_progress
+
+
+def what(progress: Progress) -> str:
+    """What is counted, in words: pictures, or inputs where there are videos among them."""
+    if _holds_videos(progress):
+        return f"inputs and {progress.frames} frames"
+    return "pictures"
+
+
+def _holds_videos(progress: Progress) -> bool:
+    return progress.frames > progress.done - progress.earlier or progress.part > 0
 
 
 def is_round(count: int) -> bool:
@@ -55,12 +67,16 @@ def is_round(count: int) -> bool:
 
 
 def pace(progress: Progress) -> str:
-    """Pictures per second and time left, in words."""
-    count = progress.done + progress.failed
-    if count == 0 or progress.seconds <= 0:
+    """Pictures or frames per second and time left, in words."""
+    if progress.frames == 0 or progress.seconds <= 0:
         return "starting"
-    rate = count / progress.seconds
-    return f"{rate:.2f} pictures/s, {clock((progress.total - count) / rate)} left"
+    unit = "frames" if _holds_videos(progress) else "pictures"
+    rate = f"{progress.frames / progress.seconds:.2f} {unit}/s"
+    covered = progress.done + progress.failed - progress.earlier + progress.part
+    if covered <= 0:
+        return rate
+    left = progress.total - progress.earlier - covered
+    return f"{rate}, {clock(max(0.0, left) * progress.seconds / covered)} left"
 
 
 def clock(seconds: float) -> str:
@@ -86,6 +102,7 @@ def _bar(total: int) -> Iterator[OnProgress]:
         task = bar.add_task("", total=total, pace="loading the model")
 
         def on_progress(progress: Progress) -> None:
-            bar.update(task, completed=progress.done + progress.failed, pace=pace(progress))
+            completed = progress.done + progress.failed + progress.part
+            bar.update(task, completed=completed, pace=pace(progress))
 
         yield on_progress

@@ -16,31 +16,39 @@ LISTED_FAILURES = 20
 LISTED_CLASSES = 20
 
 
-def say_summary(summary: RunSummary, out: Path) -> None:
+def say_summary(summary: RunSummary, out: Path | None) -> None:
     """Counts, where the results are, and what was assumed while reading, on standard error."""
-    counts = [f"{summary.done} {_pictures(summary.done)} done"]
+    videos = summary.frames > summary.done
+    counts = [f"{summary.done} {_inputs(summary.done, videos)} done"]
     if summary.failed:
         counts.append(f"{summary.failed} failed")
     if summary.interrupted:
         counts.append(f"interrupted with {summary.skipped} to go")
-    seconds, rate = summary.seconds.total, summary.pictures_per_second
-    say(f"{', '.join(counts)}, in {seconds:.1f} s ({rate:.2f} pictures/s)")
-    say(f"results are in {shown(str(out))}")
+    unit = "frames" if videos else "pictures"
+    if videos:
+        counts.append(f"{summary.frames - summary.earlier} frames")
+    seconds, rate = summary.seconds.total, summary.frames_per_second
+    say(f"{', '.join(counts)}, in {seconds:.1f} s ({rate:.2f} {unit}/s)")
+    if summary.earlier:
+        say(f"{summary.earlier} {unit} were there already")
+    if out is not None:
+        say(f"results are in {shown(str(out))}")
     for line in _warning_lines(summary.warnings):
         say(line)
 
 
-def say_failures(failures: Sequence[Failure], record: Path) -> None:
+def say_failures(failures: Sequence[Failure], record: Path | None) -> None:
     """The first failures by name, on standard error.
 
     Args:
-        record: the run.json that names them all.
+        record: the run.json that names them all, if there is one.
     """
     for failure in failures[:LISTED_FAILURES]:
         say(f"failed: {shown(failure.source)}: {failure.message}")
     rest = len(failures) - LISTED_FAILURES
     if rest > 0:
-        say(f"failed: and {rest} more, named in {shown(str(record))}")
+        named = "" if record is None else f", named in {shown(str(record))}"
+        say(f"failed: and {rest} more{named}")
 
 
 def print_classes(areas: Sequence[ClassTotal]) -> None:
@@ -70,5 +78,6 @@ def _warning_lines(warnings: Iterable[PictureWarning]) -> list[str]:
     ]
 
 
-def _pictures(count: int) -> str:
-    return "picture" if count == 1 else "pictures"
+def _inputs(count: int, videos: bool) -> str:
+    name = "input" if videos else "picture"
+    return name if count == 1 else f"{name}s"

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 
 from errseg.catalogue import EMBEDDED
-from errseg_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, reported
+from errseg.errors import UsageError
+from errseg_cli.errors import EXIT_FAILED, reported
 from errseg_cli.job import Job, RunOptions, prepare
-from errseg_cli.output import print_result
-from errseg_cli.progress import progress_shown
+from errseg_cli.output import print_result, say
+from errseg_cli.progress import OnProgress, progress_shown
 from errseg_cli.report import print_classes, say_failures, say_summary
+from errseg_cli.signals import EXIT_BY_SIGNAL, StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from errseg.journal import Journal
+    from errseg.pipeline import Listeners, Plan, Steadying
+    from errseg.run_record import RunFacts
     from errseg.segmenter import Segmenter
     from errseg.sinks import Sink
     from errseg.summary import RunSummary
@@ -37,8 +45,8 @@ def run(
         list[str],
         typer.Argument(
             metavar="INPUT",
-            help="Pictures, folders (with all folders in them), globs in quotes, or - for a list of"
-            " paths on standard input, one a line.",
+            help="Pictures, videos, folders (with all folders in them), globs in quotes, - for a"
+            " list of paths on standard input, or pipe: for a picture or video on standard input.",
         ),
     ],
     classes: Annotated[
@@ -53,10 +61,24 @@ def run(
         Path, typer.Option("--out", "-o", metavar="OUT", help="Folder for the results.")
     ] = Path("errseg_out"),
     outputs: Annotated[
-        str, typer.Option(metavar="LIST", help="What to write, with commas between.")
+        str, typer.Option(metavar="LIST", help="What to write, with commas between; or none.")
     ] = "overlays,labels,areas",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the files of an earlier run in OUT.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in OUT: do only what is missing. Starts one if there is none.",
+        ),
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Take the I-th of N parts of the inputs (job arrays)."),
+    ] = None,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="Paths in the list on standard input end in NUL.")
     ] = False,
     opacity: Annotated[
         float, typer.Option(metavar="0..1", help="Of the colours laid over the picture.")
@@ -67,6 +89,14 @@ def run(
             metavar="0..1", help="Leave pixels unlabelled whose best probability is lower."
         ),
     ] = 0.0,
+    window: Annotated[
+        str,
+        typer.Option(
+            metavar="PX|auto|off",
+            help="Cut large pictures into overlapping windows of so many pixels a side and blend"
+            " them: finer, and slower. auto does so where one pass cannot do justice to a picture.",
+        ),
+    ] = "auto",
     keep: Annotated[
         str,
         typer.Option(
@@ -78,6 +108,28 @@ def run(
         Literal["mean", "first"],
         typer.Option(help="Look for the mean of a class's synonyms, or for the first one."),
     ] = "mean",
+    every: Annotated[int, typer.Option(metavar="N", help="Videos: take every N-th frame.")] = 1,
+    fps: Annotated[
+        float | None, typer.Option(metavar="F", help="Videos: take at most F frames a second.")
+    ] = None,
+    start: Annotated[
+        float, typer.Option(metavar="S", help="Videos: begin after so many seconds.")
+    ] = 0.0,
+    end: Annotated[
+        float | None, typer.Option(metavar="S", help="Videos: end after so many seconds.")
+    ] = None,
+    steady: Annotated[
+        float,
+        typer.Option(
+            metavar="0..1",
+            help="Videos: how much is carried over from frame to frame, so that labels flicker"
+            " less; 0.7 is a good value.",
+        ),
+    ] = 0.0,
+    video_labels: Annotated[
+        Literal["png", "ffv1"],
+        typer.Option(help="Videos: label maps as one PNG a frame, or in one lossless file."),
+    ] = "png",
     model: Annotated[
         str, typer.Option(metavar="NAME", help="`errseg models` lists them.")
     ] = EMBEDDED,
@@ -94,13 +146,13 @@ def run(
         Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of the model's arithmetic.")
     ] = "auto",
     batch_size: Annotated[
-        int | None,
+        str,
         typer.Option(
-            metavar="N",
-            help="Pictures at once.",
+            metavar="N|auto",
+            help="Pictures at once; auto tries what is fastest.",
             show_default=f"{CUDA_BATCH_SIZE} on cuda, else {CPU_BATCH_SIZE}",
         ),
-    ] = None,
+    ] = "default",
     max_pixels: Annotated[
         int, typer.Option(metavar="N", help="Refuse larger pictures, before decoding them.")
     ] = 500_000_000,
@@ -110,15 +162,20 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what run.json holds, instead of a table.")
     ] = False,
+    jsonl: Annotated[
+        bool,
+        typer.Option("--jsonl", help="Print a JSON object per picture or frame when it is done."),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
-    """Label every pixel of your pictures with your own words.
+    """Label every pixel of your pictures and videos with your own words.
 
-    Writes to OUT: overlays/ (colours and names over the picture), labels/ (class ids as PNG),
-    areas.csv (how much each class covers), classes.csv and run.json. Prints the classes found.
+    Writes to OUT: overlays/ (colours and names over the picture or video), labels/ (class ids as
+    PNG), areas.csv (how much each class covers), classes.csv, run.json. Prints the classes found.
 
     Exit codes: 0 all done, 1 some inputs failed (the rest is written), 2 wrong usage,
-    130 interrupted (what was finished is written).
+    130 or 143 interrupted (what was finished is written; --resume goes on), 141 the reader of
+    --jsonl went away.
 
     Example:
 
@@ -130,6 +187,7 @@ def run(
         out=out,
         outputs=outputs,
         overwrite=overwrite,
+        resume=resume,
         opacity=opacity,
         model=model,
         weights=weights,
@@ -140,31 +198,110 @@ def run(
         keep=keep,
         threshold=threshold,
         synonyms=synonyms,
+        window=window,
+        steady=steady,
+        every=every,
+        fps=fps,
+        start=start,
+        end=end,
+        video_labels=video_labels,
+        shard=shard,
+        null=null,
     )
     with reported(debug):
-        started, start = datetime.now(UTC), time.perf_counter()
+        started, begin = datetime.now(UTC), time.perf_counter()
+        if as_json and jsonl:
+            raise UsageError("--json and --jsonl both want standard output; choose one.")
         job = prepare(options)
-        with progress_shown(len(job.sources) + len(job.failures), quiet=quiet) as on_progress:
-            from errseg import pipeline
+        with stop_on_signals() as stop:
+            with progress_shown(len(job.sources) + len(job.failures), quiet=quiet) as on_progress:
+                done = _Run(job, stop, started, begin)
+                done.work(on_progress, jsonl=jsonl)
+            _report(job, done.summary, done.record, quiet=quiet, as_json=as_json, jsonl=jsonl)
+            raise typer.Exit(_exit_code(done.summary, stop))
 
-            segmenter = _load(job)
-            batch_size = options.batch_size or _default_batch_size(segmenter)
-            sinks = _open_sinks(job)
-            load_seconds = time.perf_counter() - start
-            summary = pipeline.run(
+
+class _Run:
+    """The job under way: model, output folder, loop.
+
+    Attributes:
+        summary, record: what came of it, and run.json; there after `work`.
+    """
+
+    summary: RunSummary
+    record: dict[str, object]
+
+    def __init__(self, job: Job, stop: StopRequest, started: datetime, begin: float) -> None:
+        self._job, self._stop, self._started, self._begin = job, stop, started, begin
+
+    def work(self, on_progress: OnProgress | None, *, jsonl: bool) -> None:
+        """Load the model, do everything, write run.json."""
+        from errseg import pipeline
+        from errseg.run_record import finished_record, started_record
+
+        job = self._job
+        segmenter = _load(job)
+        facts = self._facts(_batch_size(job, segmenter))
+        with _journal(job) as journal:
+            sinks = _sinks(job)
+            plan = _plan(job, segmenter, facts.batch_size, journal, sinks)
+            if journal is not None:
+                _open_output(job, started_record(facts, segmenter))
+            load_seconds = time.perf_counter() - self._begin
+            self.summary = pipeline.run(
                 segmenter,
                 job.vocabulary.names,
                 job.sources,
                 sinks,
-                failures=job.failures,
-                batch_size=batch_size,
-                max_pixels=options.max_pixels,
-                on_progress=on_progress,
+                plan,
+                listeners=self._listeners(on_progress, jsonl=jsonl),
+                stop=self._stop.event,
             )
-        job = dataclasses.replace(job, options=dataclasses.replace(options, batch_size=batch_size))
-        record = _write_record(job, segmenter, summary, load_seconds, started)
-        _report(job, summary, record, quiet=quiet, as_json=as_json)
-        raise typer.Exit(_exit_code(summary))
+            self.record = finished_record(
+                facts,
+                segmenter,
+                self.summary,
+                load_seconds=load_seconds,
+                finished=datetime.now(UTC),
+            )
+            if journal is not None:
+                _close_output(job, journal, self.record)
+
+    def _facts(self, batch_size: int) -> RunFacts:
+        from errseg.run_record import RunFacts
+
+        job = self._job
+        options = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(job.options).items()
+            if name not in ("inputs", "resume", "overwrite")
+        }
+        return RunFacts(
+            command=_command(),
+            inputs=job.options.inputs,
+            options=options,
+            identity=job.identity,
+            weights=str(job.weights),
+            weights_hash=job.weights_hash,
+            batch_size=batch_size,
+            started=self._started,
+        )
+
+    def _listeners(self, on_progress: OnProgress | None, *, jsonl: bool) -> Listeners:
+        from errseg.pipeline import Listeners
+        from errseg_cli.json_lines import JsonLines
+
+        listeners = Listeners()
+        if on_progress is not None:
+            listeners = dataclasses.replace(listeners, progress=on_progress)
+        if jsonl:
+            lines = JsonLines(self._job.options.out, self._job.vocabulary.names, self._stop)
+            listeners = dataclasses.replace(listeners, result=lines.result, failure=lines.failure)
+        return listeners
+
+
+def _command() -> str:
+    return shlex.join(["errseg", *sys.argv[1:]])
 
 
 def _load(job: Job) -> Segmenter:
@@ -180,62 +317,150 @@ def _load(job: Job) -> Segmenter:
         keep=job.keep,
         threshold=options.threshold,
         synonyms=options.synonyms,
+        window=job.window,
     )
 
 
-def _open_sinks(job: Job) -> Sequence[Sink]:
-    from errseg.sinks import make_sinks, write_classes
+def _batch_size(job: Job, segmenter: Segmenter) -> int:
+    if job.resuming and job.batch_size == "auto":
+        return _earlier_batch_size(job)
+    if job.batch_size == "auto":
+        from errseg.tuning import best_batch_size
 
+        return best_batch_size(segmenter)
+    if job.batch_size is None:
+        return CUDA_BATCH_SIZE if segmenter.device.type == "cuda" else CPU_BATCH_SIZE
+    return job.batch_size
+
+
+def _earlier_batch_size(job: Job) -> int:
+    """The same as before: which pictures share a batch can change their results by rounding."""
+    from errseg.outputs import RUN_FILE
+
+    record = json.loads((job.options.out / RUN_FILE).read_text("utf-8"))
+    return int(record["batch_size"])
+
+
+@contextlib.contextmanager
+def _journal(job: Job) -> Iterator[Journal | None]:
+    from errseg.journal import Journal
+
+    if not job.kinds:
+        yield None
+        return
+    journal = Journal(job.options.out)
+    if not job.resuming:
+        journal.forget_all()
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def _sinks(job: Job) -> Sequence[Sink]:
+    from errseg.sinks import make_sinks
+
+    options = job.options
+    return make_sinks(options.out, job.vocabulary, job.kinds, options.opacity, options.video_labels)
+
+
+def _plan(
+    job: Job,
+    segmenter: Segmenter,
+    batch_size: int,
+    journal: Journal | None,
+    sinks: Sequence[Sink],
+) -> Plan:
+    from errseg.pipeline import Earlier, Plan
+    from errseg.resume import Resumption
+
+    earlier = Earlier()
+    if journal is not None and job.resuming:
+        earlier = Resumption(
+            journal,
+            job.sources,
+            sinks,
+            batch_size=batch_size,
+            video_medium=job.video_medium,
+            steadily=job.options.steady > 0,
+        ).take_up()
+    return Plan(
+        failures=job.failures,
+        batch_size=batch_size,
+        reading=job.reading,
+        stdin=_binary_stdin(),
+        journal=journal,
+        earlier=earlier,
+        steadying=_steadying(job, segmenter),
+    )
+
+
+def _binary_stdin() -> BinaryIO | None:
+    return None if sys.stdin is None else sys.stdin.buffer
+
+
+def _steadying(job: Job, segmenter: Segmenter) -> Steadying | None:
+    if job.options.steady <= 0:
+        return None
+    from errseg.steady import Steadier
+
+    from errseg.pipeline import Steadying
+
+    strength = job.options.steady
+    return Steadying(
+        lambda images, steady: segmenter(images, steadier=steady), lambda: Steadier(strength)
+    )
+
+
+def _open_output(job: Job, record: dict[str, object]) -> None:
+    """What is in OUT from the first moment: what the run is, so that it can be resumed."""
+    from errseg.outputs import AREAS_FILE
+    from errseg.sinks import write_classes, write_run_record
+
+    write_run_record(job.options.out, record)
     write_classes(job.options.out, job.vocabulary)
-    return make_sinks(job.options.out, job.vocabulary, job.kinds, job.options.opacity)
+    if not job.resuming and "areas" in job.kinds:
+        # of the run that is being replaced: it would pass for this one's
+        (job.options.out / AREAS_FILE).unlink(missing_ok=True)
 
 
-def _default_batch_size(segmenter: Segmenter) -> int:
-    return CUDA_BATCH_SIZE if segmenter.device.type == "cuda" else CPU_BATCH_SIZE
-
-
-def _write_record(
-    job: Job, segmenter: Segmenter, summary: RunSummary, load_seconds: float, started: datetime
-) -> dict[str, object]:
-    from errseg.run_record import run_record
+def _close_output(job: Job, journal: Journal, record: dict[str, object]) -> None:
+    from errseg.resume import settle
     from errseg.sinks import write_run_record
 
-    options = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(job.options).items()
-        if name != "inputs"
-    }
-    record = run_record(
-        segmenter,
-        summary,
-        weights=job.weights,
-        inputs=job.options.inputs,
-        options=options,
-        load_seconds=load_seconds,
-        started=started,
-        finished=datetime.now(UTC),
-    )
-    record = {"command": shlex.join(["errseg", *sys.argv[1:]]), **record}
+    settle(journal, job.sources, job.kinds, job.vocabulary.names)
     write_run_record(job.options.out, record)
-    return record
 
 
 def _report(
-    job: Job, summary: RunSummary, record: dict[str, object], *, quiet: bool, as_json: bool
+    job: Job,
+    summary: RunSummary,
+    record: dict[str, object],
+    *,
+    quiet: bool,
+    as_json: bool,
+    jsonl: bool,
 ) -> None:
     from errseg.outputs import RUN_FILE
 
-    out = job.options.out
+    out = job.options.out if job.kinds else None
     if not quiet:
         say_summary(summary, out)
-    say_failures(summary.failures, out / RUN_FILE)
+    say_failures(summary.failures, None if out is None else out / RUN_FILE)
+    if summary.interrupted and out is not None:
+        say(f"to go on: {_resume_command()}")
     if as_json:
         print_result(json.dumps(record, indent=2))
-    else:
+    elif not jsonl:
         print_classes(summary.areas)
 
 
-def _exit_code(summary: RunSummary) -> int:
-    if summary.interrupted:
-        return EXIT_INTERRUPTED
-    return EXIT_FAILED if summary.failures else 0
+def _resume_command() -> str:
+    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+    return shlex.join(["errseg", *words, "--resume"])
+
+
+def _exit_code(summary: RunSummary, stop: StopRequest) -> int:
+    if summary.interrupted and stop.signal_number:
+        return EXIT_BY_SIGNAL + stop.signal_number
+    return EXIT_FAILED if summary.failures or summary.interrupted else 0

@@ -73,6 +73,20 @@ def test_a_reader_that_died_does_not_hang_its_consumer(monkeypatch: pytest.Monke
         next(ahead(numbers(3, [])))
 
 
+def test_a_stop_ends_the_waiting() -> None:
+    gate, stop = threading.Event(), threading.Event()
+
+    def stuck() -> Generator[int, None, None]:
+        yield 0
+        gate.wait(WAIT_S)
+
+    reader = ReadAhead(stuck(), lambda item: 1, max_items=1, max_bytes=1, stop=stop)
+    assert next(reader) == 0
+    stop.set()
+    assert list(reader) == []
+    gate.set()
+
+
 def test_the_generator_is_closed_in_its_own_thread() -> None:
     closed = threading.Event()
 

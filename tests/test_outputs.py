@@ -2,33 +2,25 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import pytest
+from names import AWKWARD_SOURCES
 
 from errseg.errors import OutputError, UsageError
 from errseg.outputs import (
     OUTPUT_KINDS,
     RUN_FILE,
+    Medium,
     check_kinds,
+    frame_path,
     output_paths,
     plan_outputs,
     refuse_leftovers,
 )
 
 NFD_E = unicodedata.normalize("NFD", "é")
-
-AWKWARD_SOURCES = [
-    "plain.jpg",
-    "a/b.c/two words.tif",
-    "dog \N{DOG FACE}.png",
-    "new\nline.png",
-    "return\rhere, and a comma.png",
-    'quote".png',
-    "not utf-8 \udcff.png",
-    "no suffix",
-    "n" * 246 + ".png",
-]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +64,7 @@ def test_collisions_are_refused_and_both_sources_named(
     tmp_path: Path, sources: list[str], named: tuple[str, str]
 ) -> None:
     with pytest.raises(OutputError, match="rename") as caught:
-        plan_outputs(tmp_path / "out", sources, OUTPUT_KINDS, overwrite=True)
+        plan_outputs(tmp_path / "out", sources, OUTPUT_KINDS, replace=True)
     for name in named:
         assert name in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -92,18 +84,18 @@ def test_collisions_are_refused_and_both_sources_named(
 def test_plans_without_collision_pass_and_touch_nothing(
     tmp_path: Path, sources: list[str], kinds: tuple[str, ...]
 ) -> None:
-    plan_outputs(tmp_path / "out", sources, kinds, overwrite=False)
+    plan_outputs(tmp_path / "out", sources, kinds, replace=False)
     assert not (tmp_path / "out").exists()
 
 
 def test_duplicates_are_refused_even_for_areas_only(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"2 pictures are all called 'a\.jpg'"):
-        plan_outputs(tmp_path, ["a.jpg", "a.jpg"], ["areas"], overwrite=False)
+        plan_outputs(tmp_path, ["a.jpg", "a.jpg"], ["areas"], replace=False)
 
 
 def test_names_that_grow_too_long_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="at most 255 bytes"):
-        plan_outputs(tmp_path, ["é" * 126], ["labels"], overwrite=False)
+        plan_outputs(tmp_path, ["é" * 126], ["labels"], replace=False)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +115,8 @@ def test_files_are_replaced_only_when_told(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("mine")
     with pytest.raises(OutputError, match="--overwrite"):
-        plan_outputs(tmp_path, ["x/a.png"], kinds, overwrite=False)
-    plan_outputs(tmp_path, ["x/a.png"], kinds, overwrite=True)
+        plan_outputs(tmp_path, ["x/a.png"], kinds, replace=False)
+    plan_outputs(tmp_path, ["x/a.png"], kinds, replace=True)
     assert path.read_text() == "mine"
 
 
@@ -142,10 +134,10 @@ def test_files_that_are_not_in_the_way_are_no_obstacle(
 ) -> None:
     (tmp_path / existing).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / existing).write_text("mine")
-    plan_outputs(tmp_path, ["x/a.png"], kinds, overwrite=False)
+    plan_outputs(tmp_path, ["x/a.png"], kinds, replace=False)
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize(
     ("file", "folder", "message"),
     [
@@ -158,7 +150,7 @@ def test_files_that_are_not_in_the_way_are_no_obstacle(
     ],
 )
 def test_files_and_folders_in_each_others_place_are_refused(
-    tmp_path: Path, file: str | None, folder: str | None, message: str, overwrite: bool
+    tmp_path: Path, file: str | None, folder: str | None, message: str, replace: bool
 ) -> None:
     if file is not None:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -166,13 +158,13 @@ def test_files_and_folders_in_each_others_place_are_refused(
     if folder is not None:
         (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(OutputError, match=message):
-        plan_outputs(tmp_path / "out", ["x/a.jpg"], OUTPUT_KINDS, overwrite=overwrite)
+        plan_outputs(tmp_path / "out", ["x/a.jpg"], OUTPUT_KINDS, replace=replace)
 
 
 @pytest.mark.parametrize("kinds", [[], ["label"], ["labels", "Areas"]])
 def test_unknown_kinds_are_refused(tmp_path: Path, kinds: list[str]) -> None:
     with pytest.raises(UsageError, match="overlays, labels, areas"):
-        plan_outputs(tmp_path, ["a.jpg"], kinds, overwrite=False)
+        plan_outputs(tmp_path, ["a.jpg"], kinds, replace=False)
     with pytest.raises(UsageError, match="overlays, labels, areas"):
         check_kinds(kinds)
 
@@ -223,4 +215,54 @@ def test_a_damaged_run_record_counts_as_other_classes(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(OutputError, match="cannot be made"):
-        plan_outputs(tmp_path / "file" / "out", ["a.jpg"], OUTPUT_KINDS, overwrite=False)
+        plan_outputs(tmp_path / "file" / "out", ["a.jpg"], OUTPUT_KINDS, replace=False)
+
+
+def videos(source: str) -> Sequence[Medium]:
+    """What ends in .mp4 is a video; what has no suffix may be either."""
+    if source.endswith(".mp4"):
+        return ("video",)
+    return ("picture",) if "." in source else ("picture", "video")
+
+
+@pytest.mark.parametrize(
+    ("medium", "overlay", "labels"),
+    [
+        ("picture", "overlays/a/b.c.jpg", "labels/a/b.c.png"),
+        ("video", "overlays/a/b.c.mp4", "labels/a/b.c"),
+        ("ffv1", "overlays/a/b.c.mp4", "labels/a/b.c.mkv"),
+    ],
+)
+def test_paths_of_each_medium(medium: Medium, overlay: str, labels: str) -> None:
+    paths = output_paths("a/b.c.xyz", OUTPUT_KINDS, medium)
+    assert {kind: str(path) for kind, path in paths.items()} == {
+        "overlays": overlay,
+        "labels": labels,
+    }
+    assert str(frame_path(paths["labels"], 123)) == f"{labels}/000123.png"
+
+
+@pytest.mark.parametrize(
+    "sources", [["a.mp4", "a/000001.png"], ["x/a.mp4", "x/A.mp4"], ["stdin", "stdin.mp4"]]
+)
+def test_outputs_of_videos_collide_too(tmp_path: Path, sources: list[str]) -> None:
+    with pytest.raises(OutputError, match="rename"):
+        plan_outputs(tmp_path / "out", sources, OUTPUT_KINDS, replace=True, mediums=videos)
+
+
+@pytest.mark.parametrize("sources", [["a.mp4", "a.jpg"], ["a.mp4", "a.b.mp4"], ["stdin"]])
+def test_outputs_of_a_video_and_a_picture_of_one_name_do_not(
+    tmp_path: Path, sources: list[str]
+) -> None:
+    plan_outputs(tmp_path / "out", sources, OUTPUT_KINDS, replace=False, mediums=videos)
+
+
+def test_label_maps_of_a_video_are_not_mixed_into_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "labels/a").mkdir(parents=True)
+    with pytest.raises(OutputError, match="exists already"):
+        plan_outputs(tmp_path, ["a.mp4"], ["labels"], replace=False, mediums=videos)
+    plan_outputs(tmp_path, ["a.mp4"], ["labels"], replace=True, mediums=videos)
+    (tmp_path / "labels/a").rmdir()
+    (tmp_path / "labels/a").write_text("mine")
+    with pytest.raises(OutputError, match="is a file, but a folder"):
+        plan_outputs(tmp_path, ["a.mp4"], ["labels"], replace=True, mediums=videos)

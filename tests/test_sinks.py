@@ -4,20 +4,25 @@ import csv
 import errno
 import io
 import json
-from pathlib import Path
-from typing import Any
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
+import av
 import numpy as np
 import pytest
+from names import AWKWARD_SOURCES
 from PIL import Image
 
+from errseg.areas import write_areas
 from errseg.errors import UsageError, WriteError
+from errseg.journal import EndEntry, FrameEntry
 from errseg.outputs import OUTPUT_KINDS, output_paths
-from errseg.records import UNLABELLED, Frame, Segmentation
+from errseg.records import UNLABELLED, Frame, Segmentation, VideoStream
 from errseg.sinks import (
-    AreaSink,
     LabelSink,
     OverlaySink,
+    Sound,
     make_sinks,
     write_classes,
     write_run_record,
@@ -26,18 +31,6 @@ from errseg.vocabulary import Vocabulary, vocabulary_from_names
 
 THREE = vocabulary_from_names(["sky", ["car", "automobile"], "road"])
 MANY = vocabulary_from_names([f"class {number}" for number in range(300)])
-
-AWKWARD_SOURCES = [
-    "plain.jpg",
-    "a/b.c/two words.tif",
-    "dog \N{DOG FACE}.png",
-    "new\nline.png",
-    "return\rhere, and a comma.png",
-    'quote".png',
-    "not utf-8 \udcff.png",
-    "no suffix",
-    "n" * 246 + ".png",
-]
 
 
 def result(
@@ -50,6 +43,12 @@ def result(
     scores = rng.random(size).astype(np.float32)
     frame = Frame(source, image, index=index, time_s=index / 25)
     return frame, Segmentation(labels, scores, vocabulary.names)
+
+
+def entry_of(frame: Frame, segmentation: Segmentation) -> FrameEntry:
+    height, width = segmentation.labels.shape
+    areas = tuple(segmentation.areas())
+    return FrameEntry(frame.source, frame.index, frame.time_s, width, height, areas)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -69,12 +68,18 @@ def test_a_run_leaves_its_files_and_areas_equal_the_label_maps(
     tmp_path: Path, vocabulary: Vocabulary
 ) -> None:
     sinks = make_sinks(tmp_path, vocabulary, OUTPUT_KINDS)
+    entries = []
     for source in AWKWARD_SOURCES:
+        frame, segmentation = result(source, vocabulary)
         for sink in sinks:
-            sink.write(*result(source, vocabulary))
+            rendered = sink.render(frame, segmentation)
+            assert rendered.path == output_paths(source, [sink.kind])[sink.kind]
+            sink.commit(frame, rendered)
+        entries.append(entry_of(frame, segmentation))
     for sink in sinks:
         sink.close()
         sink.close()
+    write_areas(tmp_path, entries, vocabulary.names)
 
     paths = [output_paths(source, OUTPUT_KINDS) for source in AWKWARD_SOURCES]
     expected = [str(path) for both in paths for path in both.values()]
@@ -100,10 +105,8 @@ def test_areas_csv_to_the_letter(tmp_path: Path) -> None:
     labels = np.array([[0, 2, 2, UNLABELLED]], np.uint16)
     scores = np.array([[0.5, 0.25, 0.75, 0.1]], np.float32)
     frame = Frame("a, b.jpg", np.zeros((1, 4, 3), np.uint8), index=7, time_s=0.28)
-    sink = AreaSink(tmp_path, THREE)
-    sink.write(frame, Segmentation(labels, scores, THREE.names))
-    assert not (tmp_path / "areas.csv").exists()
-    sink.close()
+    segmentation = Segmentation(labels, scores, THREE.names)
+    write_areas(tmp_path, [entry_of(frame, segmentation)], THREE.names)
     assert (tmp_path / "areas.csv").read_bytes().decode() == (
         "source,frame,time_s,width,height,class_id,class,pixels,fraction,mean_score\n"
         '"a, b.jpg",7,0.280,4,1,0,sky,1,0.250000,0.500000\n'
@@ -113,7 +116,8 @@ def test_areas_csv_to_the_letter(tmp_path: Path) -> None:
 
 
 def test_areas_csv_of_no_pictures_is_its_header(tmp_path: Path) -> None:
-    AreaSink(tmp_path / "new", THREE).close()
+    end = EndEntry("a.mp4", None)
+    write_areas(tmp_path / "new", [end], THREE.names)
     assert area_rows(tmp_path / "new") == []
 
 
@@ -129,7 +133,7 @@ def test_label_maps_are_exact_and_8_bit_as_long_as_they_can_be(
     labels[1] = UNLABELLED
     frame = Frame("a.jpg", np.zeros((2, count, 3), np.uint8))
     segmentation = Segmentation(labels, np.ones((2, count), np.float32), vocabulary.names)
-    LabelSink(tmp_path, vocabulary).write(frame, segmentation)
+    LabelSink(tmp_path, vocabulary).render(frame, segmentation)
     with Image.open(tmp_path / "labels" / "a.png") as picture:
         assert picture.mode == mode
         stored = np.asarray(picture)
@@ -149,7 +153,7 @@ def test_overlays_have_the_size_and_colours_of_the_picture(
     segmentation = Segmentation(
         np.full(size, UNLABELLED, np.uint16), np.zeros(size, np.float32), THREE.names
     )
-    OverlaySink(tmp_path, THREE).write(Frame("a.png", image), segmentation)
+    OverlaySink(tmp_path, THREE).render(Frame("a.png", image), segmentation)
     with Image.open(tmp_path / "overlays" / "a.jpg") as picture:
         assert picture.format == "JPEG"
         stored = np.asarray(picture).astype(int)
@@ -157,18 +161,21 @@ def test_overlays_have_the_size_and_colours_of_the_picture(
     assert np.abs(stored - image).max() <= 3
 
 
-def test_a_picture_too_long_for_jpeg_is_a_write_error(tmp_path: Path) -> None:
-    frame, segmentation = result("long.png", size=(1, 65501))
-    with pytest.raises(WriteError, match="65501 x 1"):
-        OverlaySink(tmp_path, THREE).write(frame, segmentation)
-    LabelSink(tmp_path, THREE).write(frame, segmentation)
-    assert files_in(tmp_path) == ["labels/long.png"]
+def test_a_picture_too_long_for_jpeg_has_a_smaller_overlay(tmp_path: Path) -> None:
+    frame, segmentation = result("long.png", size=(2, 131_000))
+    rendered = OverlaySink(tmp_path, THREE).render(frame, segmentation)
+    assert rendered.warning == "overlay reduced to 65500 x 1, the most that a JPEG holds"
+    LabelSink(tmp_path, THREE).render(frame, segmentation)
+    with Image.open(tmp_path / "overlays/long.jpg") as picture:
+        assert picture.size == (65500, 1)
+    with Image.open(tmp_path / "labels/long.png") as picture:
+        assert picture.size == (131_000, 2)
 
 
 def test_a_full_disk_leaves_only_whole_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fills up while the second picture's overlay, labels and rows are written."""
+    """The disk fills up while the second picture's overlay and labels are written."""
 
     class SmallDisk(io.FileIO):
         full = False
@@ -183,24 +190,85 @@ def test_a_full_disk_leaves_only_whole_pictures(
         patch.setattr(Path, "open", lambda self, mode, **_: SmallDisk(str(self), mode))
         sinks = make_sinks(tmp_path, THREE, OUTPUT_KINDS)
         for sink in sinks:
-            sink.write(*result("first.jpg"))
+            sink.render(*result("first.jpg"))
         SmallDisk.full = True
         for sink in sinks:
             with pytest.raises(WriteError, match="the disk is full"):
-                sink.write(*result("second.jpg"))
-        for sink in sinks:
-            sink.close()
+                sink.render(*result("second.jpg"))
+        with pytest.raises(WriteError, match="the disk is full"):
+            write_areas(tmp_path, [entry_of(*result("first.jpg"))], THREE.names)
     names = [path.name for path in tmp_path.rglob("*") if path.is_file()]
-    assert sorted(names) == ["areas.csv", "first.jpg", "first.png"]
-    rows = area_rows(tmp_path)
-    assert {row["source"] for row in rows} == {"first.jpg"}
-    assert sum(int(row["pixels"]) for row in rows) == 13 * 29
+    assert sorted(names) == ["first.jpg", "first.png"]
 
 
-def test_a_folder_that_cannot_be_made_is_found_at_the_start(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(WriteError):
-        make_sinks(tmp_path / "file" / "out", THREE, ["areas"])
+# Videos
+
+
+def video(source: str, count: int, size: tuple[int, int] = (14, 30)) -> list[Frame]:
+    stream = VideoStream(Fraction(1, 100), Fraction(25))
+    image = np.zeros((*size, 3), np.uint8)
+    return [
+        Frame(source, image, index=2 * i, time_s=0.04 * i, video=stream, pts=4 * i)
+        for i in range(count)
+    ]
+
+
+def moving(index: int, size: tuple[int, int] = (14, 30)) -> Segmentation:
+    labels = np.full(size, UNLABELLED, np.uint16)
+    labels[:, : 3 * index + 1] = index % 3
+    return Segmentation(labels, np.ones(size, np.float32), THREE.names)
+
+
+@pytest.mark.parametrize("form", ["png", "ffv1"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_video_becomes_a_video(
+    tmp_path: Path, form: Literal["png", "ffv1"], killed: bool
+) -> None:
+    frames = video("deep/a b.mov", 9)
+    sinks = make_sinks(tmp_path, THREE, ["overlays", "labels"], video_labels=form)
+
+    def write(first: int, last: int) -> None:
+        for i in range(first, last):
+            for sink in sinks:
+                sink.commit(frames[i], sink.render(frames[i], moving(i)))
+
+    write(0, 4)
+    for sink in sinks:
+        sink.end_segment("deep/a b.mov")
+    write(4, 6)
+    if killed:
+        sinks = make_sinks(tmp_path, THREE, ["overlays", "labels"], video_labels=form)
+        assert all(sink.resume_video("deep/a b.mov", 1) for sink in sinks)
+        write(4, 6)
+    write(6, 9)
+    ends = {sink.kind: sink.end_video("deep/a b.mov", Sound(None)) for sink in sinks}
+    for sink in sinks:
+        sink.close()
+    assert ends["overlays"] == (PurePosixPath("overlays/deep/a b.mp4"), ())
+    labels = ends["labels"][0]
+    assert labels == PurePosixPath("labels/deep/a b" + (".mkv" if form == "ffv1" else ""))
+    with av.open(str(tmp_path / "overlays/deep/a b.mp4")) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert times == pytest.approx([0.04 * i for i in range(9)])
+    stored = stored_labels(tmp_path / str(labels))
+    expected = [np.where(moving(i).labels == UNLABELLED, 255, moving(i).labels) for i in range(9)]
+    np.testing.assert_array_equal(stored, expected)
+    if form == "png":
+        names = [path.name for path in sorted((tmp_path / str(labels)).iterdir())]
+        assert names == [f"{2 * i:06d}.png" for i in range(9)]
+
+
+def stored_labels(path: Path) -> list[np.ndarray]:  # type: ignore[type-arg]
+    if path.is_dir():
+        return [np.asarray(Image.open(file)) for file in sorted(path.iterdir())]
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray() for frame in container.decode(video=0)]
+
+
+def test_a_video_whose_segments_are_gone_starts_anew(tmp_path: Path) -> None:
+    overlays, labels = make_sinks(tmp_path, THREE, ["overlays", "labels"])
+    assert not overlays.resume_video("a.mp4", 2)
+    assert labels.resume_video("a.mp4", 2)  # its frames are files of their own
 
 
 def test_unknown_kinds_are_refused(tmp_path: Path) -> None:

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import make_clip
 from PIL import Image
 
 from errseg.errors import UsageError
-from errseg.records import Failure, Frame
-from errseg.sources import SourceFile, find_sources, read_frames
+from errseg.read_options import ReadOptions
+from errseg.records import EndOfVideo, Failure, Frame
+from errseg.sources import (
+    SourceFile,
+    find_sources,
+    parse_shard,
+    read_frames,
+    shard,
+    split_list,
+)
 
 TREE = [
     "pics/b.jpg",
@@ -109,8 +118,8 @@ def test_paths_lead_to_the_files(tree: Path) -> None:
     ("listed", "expected"),
     [
         (["pics/b.jpg"], ["b.jpg"]),
-        (["pics/b.jpg\n", "\n", "  ", "other/b.jpg\r\n"], ["pics/b.jpg", "other/b.jpg"]),
-        (io.StringIO("pics/sub/c.tif\npics/b.jpg\n"), ["sub/c.tif", "b.jpg"]),
+        (["pics/b.jpg", "other/b.jpg"], ["pics/b.jpg", "other/b.jpg"]),
+        (iter(["pics/sub/c.tif", "pics/b.jpg"]), ["sub/c.tif", "b.jpg"]),
         (["pics/notes.txt"], ["notes.txt"]),
     ],
 )
@@ -153,10 +162,14 @@ def test_failures_alone_are_returned(tree: Path) -> None:
         (["gone/*.jpg"], None, "matches no picture"),
         (["other/*.dat"], None, "matches no picture"),
         (["-"], None, "Input '-' needs a list of paths"),
-        (["-"], [], "No picture in '-'"),
-        (["-"], ["\n", " \n"], "No picture in '-'"),
-        (["empty"], None, r"No picture in 'empty'; looked for files ending in \.avif, \.bmp"),
-        ([], None, "No picture in no input"),
+        (["-"], [], "standard input is empty"),
+        (["-", "empty"], [], "No picture or video in '-', 'empty'"),
+        (
+            ["empty"],
+            None,
+            r"No picture or video in 'empty'; looked for files ending in \.3gp, \.avi",
+        ),
+        ([], None, "No picture or video in no input"),
     ],
 )
 def test_wrong_usage(tree: Path, inputs: list[str], listed: list[str] | None, message: str) -> None:
@@ -267,7 +280,7 @@ def test_read_frames_in_order_with_failures_between(tmp_path: Path) -> None:
     Image.new("RGB", (100, 100)).save(tmp_path / "d.png")
     sources, _ = find_sources([str(tmp_path)])
 
-    first, second, third, fourth = read_frames(sources, max_pixels=9_999)
+    first, second, third, fourth = read_frames(sources, ReadOptions(max_pixels=9_999))
 
     assert isinstance(first, Frame)
     assert (first.source, first.path, first.index, first.time_s) == (
@@ -301,3 +314,136 @@ def test_file_removed_after_it_was_found(tmp_path: Path) -> None:
     sources, _ = find_sources([str(tmp_path)])
     (tmp_path / "a.png").unlink()
     assert [type(result) for result in read_frames(sources)] == [Failure, Frame]
+
+
+# Lists, pipes, shards, videos
+
+
+@pytest.mark.parametrize(
+    ("data", "nul", "expected"),
+    [
+        (b"", False, []),
+        (b"a\nb c\r\n\n  \nd", False, ["a", "b c", "d"]),
+        (b"a\0b\nc\0\0 \0", True, ["a", "b\nc", " "]),
+        (b"\xff.jpg\n", False, ["\udcff.jpg"]),
+    ],
+)
+def test_lists_are_split(data: bytes, nul: bool, expected: list[str]) -> None:
+    assert list(split_list(io.BytesIO(data), nul)) == expected
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/3", "4/3", "1/0", "a/b", "-1/3", "1/3/5", "1.0/3"])
+def test_shards_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="must be I/N"):
+        parse_shard(text)
+
+
+def test_shards_are_all_there_is_and_stay_what_they_are() -> None:
+    sources = [SourceFile(Path(f"{i}.jpg"), f"{i}.jpg") for i in range(500)]
+    parts = [shard(sources, *parse_shard(f"{i}/3")) for i in (1, 2, 3)]
+    assert sorted(s.source for part in parts for s in part) == sorted(s.source for s in sources)
+    assert all(130 <= len(part) <= 200 for part in parts)
+    fewer = shard(sources[::2], 2, 3)
+    assert fewer == [source for source in parts[1] if source in sources[::2]]
+    assert shard([SourceFile(Path("a"), "not utf-8 \udcff")], 1, 1)
+
+
+def test_videos_are_found_and_read_to_their_end(tmp_path: Path) -> None:
+    make_clip(tmp_path / "b.MP4", frames=3)
+    Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
+    (tmp_path / "c.mkv").write_text("no video")
+    sources, _ = find_sources([str(tmp_path)])
+    assert [(s.source, s.is_video, s.is_picture) for s in sources] == [
+        ("a.png", False, True),
+        ("b.MP4", True, False),
+        ("c.mkv", True, False),
+    ]
+    results = list(read_frames(sources))
+    assert [type(result) for result in results] == [Frame] * 4 + [EndOfVideo, Failure]
+    later = read_frames(sources[1:2], ReadOptions(every=2), first_index=lambda source: 1)
+    assert [r.index for r in later if isinstance(r, Frame)] == [2]
+
+
+def test_a_file_that_may_be_either_is_tried(tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=2).rename(tmp_path / "clip")
+    Image.new("RGB", (1, 1)).save(tmp_path / "picture.png")
+    (tmp_path / "picture.png").rename(tmp_path / "picture")
+    (tmp_path / "text").write_text("neither")
+    sources, _ = find_sources([str(tmp_path / name) for name in ("clip", "picture", "text")])
+    results = list(read_frames(sources))
+    assert [type(result) for result in results] == [Frame, Frame, EndOfVideo, Frame, Failure]
+    assert isinstance(results[-1], Failure)
+    assert "not a picture" in results[-1].message
+
+
+class Pipe(io.RawIOBase):
+    """Standard input as a pipe is: forwards only."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._data.read(size)
+
+    def seek(self, *arguments: int) -> int:
+        raise OSError("a pipe")
+
+
+def piped(data: bytes) -> list[Frame | EndOfVideo | Failure]:
+    sources, failures = find_sources(["pipe:"])
+    assert (sources, failures) == ([SourceFile(None, "stdin")], [])
+    return list(read_frames(sources, stdin=Pipe(data)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "gif", "bmp", "ppm"])
+def test_a_picture_from_standard_input(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (5, 4), (200, 100, 50)).save(path)
+    (frame,) = piped(path.read_bytes())
+    assert isinstance(frame, Frame)
+    assert (frame.source, frame.path, frame.image.shape) == ("stdin", None, (4, 5, 3))
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "ts"])
+def test_a_video_from_standard_input(tmp_path: Path, suffix: str) -> None:
+    results = piped(make_clip(tmp_path / f"a.{suffix}", frames=9).read_bytes())
+    assert [type(result) for result in results] == [Frame] * 9 + [EndOfVideo]
+
+
+def test_an_mp4_with_its_index_in_front_from_standard_input(tmp_path: Path) -> None:
+    front = make_clip(tmp_path / "a.mp4", options={"movflags": "faststart"}).read_bytes()
+    assert len(piped(front)) == 13
+    # longer than what FFmpeg holds in its buffer
+    long = make_clip(tmp_path / "b.mp4", 80, (240, 320), codec="mjpeg", pix_fmt="yuvj420p")
+    back = long.read_bytes()
+    assert len(back) > 100_000
+    (failure,) = piped(back)
+    assert isinstance(failure, Failure)
+    assert "faststart" in failure.message
+
+
+@pytest.mark.parametrize(("data", "message"), [(b"", "it is empty"), (b"text" * 99, "neither")])
+def test_nothing_of_use_on_standard_input(data: bytes, message: str) -> None:
+    (failure,) = piped(data)
+    assert isinstance(failure, Failure)
+    assert message in failure.message
+
+
+def test_a_pipe_beside_other_inputs_is_refused() -> None:
+    with pytest.raises(UsageError, match="give no other input"):
+        find_sources(["pipe:", "a.jpg"])
+
+
+def test_results_of_another_run_are_no_inputs(tmp_path: Path) -> None:
+    for name in ("a.png", "out/overlays/a.jpg", "out/labels/a.png", "deep/out2/labels/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (1, 1)).save(tmp_path / name)
+    for folder in ("out", "deep/out2"):
+        for name in ("run.json", "classes.csv"):
+            (tmp_path / folder / name).touch()
+    assert [s.source for s in find_sources([str(tmp_path)])[0]] == ["a.png"]
+    # asked for by name, they are
+    assert [s.source for s in find_sources([str(tmp_path / "out")])[0]] == [
+        "labels/a.png",
+        "overlays/a.jpg",
+    ]

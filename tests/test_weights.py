@@ -14,10 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from errseg.catalogue import file_hash
 from errseg.config import PRESETS, ModelConfig
 from errseg.errors import ConfigError, ErrsegError, WeightsError, WriteError
 from errseg.model.err_seg import ErrSeg
-from errseg.weights import FORMAT, SCALE_SUFFIX, file_hash, load_model, load_named_model, save_model
+from errseg.weights import FORMAT, SCALE_SUFFIX, load_model, load_named_model, save_model
 
 KEY = "context_fusion.0.spatial.attention.q.weight"
 

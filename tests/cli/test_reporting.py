@@ -65,7 +65,7 @@ def test_lines_are_sparse_but_never_silent_for_long() -> None:
     lines: list[str] = []
     on_progress = sparse_lines(lines.append)
     for count in range(101):
-        on_progress(Progress(done=count, failed=0, total=100, seconds=count / 2))
+        on_progress(Progress(count, 0, total=100, seconds=count / 2, frames=count))
     assert [line.split()[1] for line in lines] == [
         *("1/100", "2/100", "5/100", "10/100", "20/100", "50/100")
     ]
@@ -73,8 +73,20 @@ def test_lines_are_sparse_but_never_silent_for_long() -> None:
     slow = sparse_lines(lines.append)
     lines.clear()
     for count in range(100):
-        slow(Progress(done=count - count // 2, failed=count // 2, total=100, seconds=count * 31))
+        done = count - count // 2
+        slow(Progress(done, count // 2, total=100, seconds=count * 31, frames=done))
     assert len(lines) == 99
+
+
+def test_a_long_video_is_not_silent() -> None:
+    lines: list[str] = []
+    on_progress = sparse_lines(lines.append)
+    for frame in range(1, 101):
+        part = frame / 100
+        on_progress(Progress(1, 0, 4, seconds=frame, frames=frame, earlier=1, part=part))
+    seen = [int(line.split()[4]) for line in lines]
+    assert seen == [1, 2, 5, 10, 20, 50, 80, 100]
+    assert lines[4] == "errseg: 1/4 inputs and 20 frames, 1.00 frames/s, 4:40 left"
 
 
 @pytest.mark.parametrize(
@@ -100,9 +112,9 @@ def test_a_person_sees_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = terminal_of(monkeypatch)
     with progress_shown(4, quiet=False) as on_progress:
         assert on_progress is not None
-        on_progress(Progress(done=2, failed=1, total=4, seconds=1.5))
+        on_progress(Progress(done=2, failed=1, total=4, seconds=1.5, frames=2))
     assert "3/4" in terminal.getvalue()
-    assert "2.00 pictures/s, 0:00 left" in terminal.getvalue()
+    assert "1.33 pictures/s, 0:00 left" in terminal.getvalue()
 
 
 def test_quiet_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,18 @@
 from __future__ import annotations
 
-import csv
 import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
+from runner import Runner, areas_of, files_in, histograms_of, labels_of, picture, record_of
+from typer.testing import CliRunner
 
 import errseg
 from errseg.images import DEFAULT_MAX_PIXELS
@@ -25,67 +24,6 @@ from errseg_cli.run import run
 
 ORIENTATION_TAG = 0x0112
 ROTATE_90 = 6
-
-
-@pytest.fixture
-def errseg_run(tiny_weights: Path) -> Runner:
-    return Runner(tiny_weights)
-
-
-class Runner:
-    """`errseg run ... --weights <tiny>` in this process."""
-
-    def __init__(self, weights: Path) -> None:
-        self.weights = weights
-
-    def __call__(
-        self, *arguments: object, classes: str = "sky, sea, sand", stdin: str = ""
-    ) -> Result:
-        line = ["run", *map(str, arguments), "--classes", classes, "--device", "cpu"]
-        return CliRunner().invoke(app, [*line, "--weights", str(self.weights)], input=stdin)
-
-
-def picture(path: Path, size: tuple[int, int] = (40, 60), seed: int = 0, **options: object) -> Path:
-    """A noisy picture of (H, W) `size`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
-    Image.fromarray(pixels).resize(size[::-1]).save(path, **options)  # type: ignore[arg-type]
-    return path
-
-
-def files_in(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-
-
-def labels_of(path: Path) -> np.ndarray:  # type: ignore[type-arg]
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
-def areas_of(out: Path) -> dict[str, dict[int, int]]:
-    """Pixels by source and class id, as areas.csv has them."""
-    found: dict[str, dict[int, int]] = {}
-    with (out / "areas.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["source"], {})[int(row["class_id"])] = int(row["pixels"])
-    return found
-
-
-def histograms_of(out: Path, sources: Sequence[str]) -> dict[str, dict[int, int]]:
-    """Pixels by source and class id, counted in the label maps."""
-    found = {}
-    for source in sources:
-        labels = labels_of(out / "labels" / Path(source).with_suffix(".png"))
-        unlabelled = np.iinfo(labels.dtype).max
-        ids, counts = np.unique(labels, return_counts=True)
-        pairs = zip(ids.tolist(), counts.tolist(), strict=True)
-        found[source] = {-1 if i == unlabelled else i: count for i, count in pairs}
-    return found
-
-
-def record_of(out: Path) -> dict[str, object]:
-    record: dict[str, object] = json.loads((out / "run.json").read_text("utf-8"))
-    return record
 
 
 def test_a_folder_becomes_a_tree_of_results(tmp_path: Path, errseg_run: Runner) -> None:
@@ -100,6 +38,7 @@ def test_a_folder_becomes_a_tree_of_results(tmp_path: Path, errseg_run: Runner) 
     result = errseg_run(folder, "-o", out, "--threshold", 0.55)
     assert result.exit_code == 0, result.stderr
     assert files_in(out) == [
+        ".errseg/journal.jsonl",
         "areas.csv",
         "classes.csv",
         "labels/a.png",
@@ -118,15 +57,15 @@ def test_a_folder_becomes_a_tree_of_results(tmp_path: Path, errseg_run: Runner) 
 
     record = record_of(out)
     assert record["version"] == errseg.__version__
-    assert record["counts"] == {"done": 3, "failed": 0, "skipped": 0}
-    assert record["interrupted"] is False
+    assert record["counts"] == {"done": 3, "failed": 0, "skipped": 0, "frames": 3}
+    assert record["state"] == "complete"
     assert (record["device"], record["precision"], record["keep"]) == ("cpu", "fp32", 3)
     vocabulary = load_vocabulary("sky, sea, sand")
     expected = {"source": "command line", "sha256": vocabulary.hash, "classes": 3}
     assert record["vocabulary"] == expected
     assert set(record["seconds"]) == {"load", "read", "model", "write", "total"}  # type: ignore[call-overload]
     assert record["options"]["threshold"] == 0.55  # type: ignore[index]
-    assert record["options"]["batch_size"] == 1  # type: ignore[index]
+    assert record["batch_size"] == 1
 
     header, *rows = [line.split("\t") for line in result.stdout.splitlines()]
     assert header == ["class_id", "class", "pixels", "fraction", "pictures"]
@@ -174,7 +113,7 @@ def test_a_damaged_file_gives_exit_1_and_the_rest_is_done(
     assert result.stderr.startswith("failed: bad.jpg: ")
     assert len(result.stderr.splitlines()) == 1
     record = record_of(tmp_path / "out")
-    assert record["counts"] == {"done": 2, "failed": 1, "skipped": 0}
+    assert record["counts"] == {"done": 2, "failed": 1, "skipped": 0, "frames": 2}
     assert [failure["source"] for failure in record["failures"]] == ["bad.jpg"]  # type: ignore[attr-defined]
 
 
@@ -197,6 +136,7 @@ def test_paths_from_standard_input(tmp_path: Path, errseg_run: Runner) -> None:
     result = errseg_run("-", "-o", tmp_path / "out", "--outputs", "labels", stdin=listed)
     assert result.exit_code == 1
     assert files_in(tmp_path / "out") == [
+        ".errseg/journal.jsonl",
         "classes.csv",
         "labels/x/a.png",
         "labels/y/a.png",
@@ -211,7 +151,12 @@ def test_json_on_standard_output_is_run_json(tmp_path: Path, errseg_run: Runner)
     result = errseg_run(*arguments, classes="ciel bleu, mer")
     assert result.exit_code == 0
     assert json.loads(result.stdout) == record_of(tmp_path / "out")
-    assert files_in(tmp_path / "out") == ["areas.csv", "classes.csv", "run.json"]
+    assert files_in(tmp_path / "out") == [
+        ".errseg/journal.jsonl",
+        "areas.csv",
+        "classes.csv",
+        "run.json",
+    ]
 
 
 def test_threshold_1_leaves_everything_unlabelled(tmp_path: Path, errseg_run: Runner) -> None:
@@ -261,7 +206,7 @@ def test_what_was_assumed_is_said_once_per_kind(tmp_path: Path, errseg_run: Runn
     ("arguments", "message"),
     [
         (["{gone}"], "gone"),
-        (["{empty}"], "No picture in"),
+        (["{empty}"], "No picture or video in"),
         (["{a}", "--classes", "{gone}.txt"], "gone.txt"),
         (["{a}", "--classes", "{twice}"], "line 3: the class 'sky' is already there"),
         (["{a}", "--classes", ""], "no class in it"),
@@ -272,7 +217,18 @@ def test_what_was_assumed_is_said_once_per_kind(tmp_path: Path, errseg_run: Runn
         (["{a}", "--threshold", "1.5"], "--threshold is 1.5"),
         (["{a}", "--threshold", "nan"], "--threshold is nan"),
         (["{a}", "--opacity", "-1"], "--opacity is -1.0"),
-        (["{a}", "--batch-size", "0"], "--batch-size is 0"),
+        (["{a}", "--batch-size", "0"], "--batch-size is '0'"),
+        (["{a}", "--window", "10"], "--window is '10'; it must be auto, off or"),
+        (["{a}", "--steady", "2"], "--steady is 2.0"),
+        (["{a}", "--every", "0"], "--every is 0"),
+        (["{a}", "--fps", "0"], "--fps is 0.0"),
+        (["{a}", "--fps", "2", "--every", "3"], "--every and --fps"),
+        (["{a}", "--start", "-1"], "--start is -1.0"),
+        (["{a}", "--start", "5", "--end", "5"], "--end is 5.0"),
+        (["{a}", "--shard", "3/2"], "The shard is '3/2'"),
+        (["{a}", "-0"], "-0 is for a list"),
+        (["{a}", "pipe:"], "pipe: stands for all of standard input"),
+        (["{a}", "--json", "--jsonl"], "both want standard output"),
         (["{a}", "--max-pixels", "0"], "--max-pixels is 0"),
         (["{a}", "--device", "gpu"], "--device is 'gpu'"),
         (["{a}", "--precision", "int8"], "int8"),
@@ -369,7 +325,7 @@ def test_an_interruption_leaves_areas_and_labels_in_step(
     assert "Traceback" not in stderr
     record = record_of(out)
     labels = sorted(path.name for path in (out / "labels").iterdir())
-    assert record["interrupted"] is True
+    assert record["state"] == "interrupted"
     assert record["counts"]["done"] == len(labels) < 300  # type: ignore[index]
     assert list(areas_of(out)) == labels
     assert areas_of(out) == histograms_of(out, labels)

@@ -1,0 +1,284 @@
+"""One video -> its frames, in order, by their time stamps, with PyAV.
+
+Decoding always begins at the first frame, also where only a later part is wanted: the number of a
+frame is only known by counting, and key frames are not to be trusted in damaged files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.reformatter import Colorspace
+from av.video.stream import VideoStream as AvStream
+
+from errseg.errors import InputError
+from errseg.read_options import ReadOptions
+from errseg.records import EndOfVideo, Frame, ImageArray, VideoStream
+
+ERRORS_IN_A_ROW = 500
+"""After so many broken packets without a picture between them, the rest is given up."""
+
+STANDARD_INPUT_NAME = "standard input"
+
+_HD_HEIGHT = 720
+_UNSPECIFIED_COLOUR = 2
+"""Of `VideoFrame.colorspace`, as FFmpeg numbers it."""
+
+_MISSING_S = 0.5
+"""A video that ends so much before its time was cut short."""
+
+_TICK_TOLERANCE_S = 1e-6
+
+
+def read_video(
+    file: Path | BinaryIO, source: str, options: ReadOptions, *, first_index: int = 0
+) -> Iterator[Frame | EndOfVideo]:
+    """Read a video.
+
+    Frames keep their time stamps (also where the rate varies) and are turned as the file says.
+    Broken frames are counted and left out; a file that is cut short gives what it holds. Both are
+    in the failure of the `EndOfVideo` that comes last. Colours without a mark are taken for BT.709
+    from 720 lines on, else for BT.601; pixels that are not square are kept as they are.
+
+    Args:
+        file: the file; or a binary stream, which is only read forwards.
+        source: `Frame.source` of all frames.
+        options: what is taken.
+        first_index: frames with a lower index are decoded, but not given out.
+
+    Yields:
+        Frames, images (H, W, 3) uint8, RGB, 0..255, and after them an `EndOfVideo`.
+
+    Raises:
+        InputError: the file cannot be opened, holds no video or no whole frame, or is too large.
+    """
+    name = repr(os.fspath(file)) if isinstance(file, Path) else STANDARD_INPUT_NAME
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
+            container = stack.enter_context(av.open(_as_stream(opened, file), "r"))
+        except (OSError, ValueError) as error:  # PyAV's errors are among them
+            raise InputError(f"Cannot read {name}: {_reason(error, file)}") from error
+        reader = _Reader(container, name, source, options)
+        yield from reader.frames(first_index)
+        yield reader.end()
+
+
+def _as_stream(opened: BinaryIO, file: Path | BinaryIO) -> Any:
+    # by its content alone: FFmpeg takes some names for addresses or patterns
+    return opened if isinstance(file, Path) else _Forwards(opened)
+
+
+class _Forwards:
+    """A stream without the seeking that a pipe only pretends to have."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        return self._stream.read(size)
+
+
+_FORWARDS_ADVICE = (
+    "neither a picture nor a video that can be read forwards; send Matroska "
+    "(ffmpeg … -f matroska -), MPEG-TS, or MP4 made with -movflags +faststart"
+)
+
+
+def _reason(error: Exception, file: Path | BinaryIO) -> str:
+    if isinstance(error, av.FFmpegError):
+        if isinstance(file, Path):
+            return "no video, or damaged at its beginning; copy or convert it again"
+        return _FORWARDS_ADVICE
+    detail = getattr(error, "strerror", None) or str(error)
+    return f"{detail}; check the name and its permissions"
+
+
+class _Reader:
+    """Counts while one video is read."""
+
+    def __init__(
+        self, container: InputContainer, name: str, source: str, options: ReadOptions
+    ) -> None:
+        self._container, self._name, self._source = container, name, source
+        self._options = options
+        self._stream = self._pick(container)
+        self._time_base = self._stream.time_base or Fraction(1, 1000)
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self._rate = Fraction(rate) if rate else Fraction(25)
+        self._info = VideoStream(
+            self._time_base, Fraction(rate) if rate else None, self._expected_s()
+        )
+        self._origin: int | None = None
+        self._last_pts = -1
+        self._count = self._broken = 0
+        self._gave_up = self._ended_early = False
+
+    def _pick(self, container: InputContainer) -> AvStream:
+        streams = [s for s in container.streams.video if not _is_cover(s)]
+        if not streams:
+            raise InputError(f"Cannot read {self._name}: no video in it; name another file")
+        stream = streams[0]
+        pixels = stream.codec_context.width * stream.codec_context.height
+        if pixels > self._options.max_pixels:
+            raise InputError(
+                f"Cannot read {self._name}: its frames have {pixels} pixels, expected at most "
+                f"{self._options.max_pixels}; make it smaller or raise the limit (--max-pixels)"
+            )
+        stream.thread_type = "AUTO"
+        return stream
+
+    def _expected_s(self) -> float | None:
+        """How long the video says it is; None where it says nothing or means its sound."""
+        stream = self._stream
+        if stream.duration:
+            return float(stream.duration * self._time_base)
+        tag = _seconds_of(stream.metadata.get("DURATION", ""))
+        if tag is not None:
+            return tag
+        total = self._container.duration
+        alone = len(self._container.streams) == 1
+        return total / av.time_base if alone and total else None
+
+    def frames(self, first_index: int) -> Iterator[Frame]:
+        """The frames that are wanted."""
+        wanted = _Sampling(self._options)
+        for decoded in self._decoded():
+            pts = self._pts_of(decoded)
+            index, time_s = self._count, float(pts * self._time_base)
+            self._count += 1
+            if self._options.end_s is not None and time_s >= self._options.end_s:
+                self._ended_early = True
+                return
+            if wanted(index, time_s) and index >= first_index:
+                yield Frame(
+                    self._source,
+                    _as_rgb(decoded),
+                    index=index,
+                    time_s=time_s,
+                    warnings=self._warnings(decoded) if index == 0 else (),
+                    video=self._info,
+                    pts=pts,
+                )
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        packets = self._container.demux(self._stream)
+        in_a_row = 0
+        while in_a_row < ERRORS_IN_A_ROW:
+            try:
+                packet = next(packets, None)
+            except IndexError:
+                return  # PyAV's slip at the end of a file in whose middle a stream appeared
+            except (av.FFmpegError, OSError, ValueError):
+                self._broken += 1
+                return
+            if packet is None:
+                return
+            try:
+                frames = packet.decode()
+            except (av.FFmpegError, ValueError):
+                self._broken += 1
+                in_a_row += 1
+                continue
+            self._broken += packet.is_corrupt
+            for frame in frames:
+                if frame.is_corrupt:
+                    self._broken += 1
+                else:
+                    in_a_row = 0
+                    yield frame
+        self._gave_up = True
+
+    def _pts_of(self, frame: av.VideoFrame) -> int:
+        """From the first frame on, strictly increasing; by the rate where the file has none."""
+        step = max(1, round(1 / (self._rate * self._time_base)))
+        if self._origin is None:
+            self._origin = frame.pts or 0
+        pts = self._last_pts + step if frame.pts is None else frame.pts - self._origin
+        if self._last_pts < 0:
+            pts = 0
+        self._last_pts = max(pts, self._last_pts + 1)
+        return self._last_pts
+
+    def _warnings(self, frame: av.VideoFrame) -> tuple[str, ...]:
+        aspect = self._stream.sample_aspect_ratio
+        if aspect and aspect != 1:
+            return (f"pixels are not square ({aspect}), shown as stored",)
+        if frame.interlaced_frame:
+            return ("interlaced, shown as stored",)
+        return ()
+
+    def end(self) -> EndOfVideo:
+        """What is to be said after the last frame."""
+        if self._count == 0:
+            seekable = self._name != STANDARD_INPUT_NAME
+            reason = "no whole frame in it; copy or convert it again"
+            raise InputError(
+                f"Cannot read {self._name}: {reason if seekable else _FORWARDS_ADVICE}"
+            )
+        parts = []
+        last_s = float(self._last_pts * self._time_base)
+        expected = self._info.duration_s
+        slack = max(_MISSING_S, 2 / float(self._rate))
+        cut = expected is not None and expected - last_s - 1 / float(self._rate) > slack
+        if not self._ended_early and (cut or self._gave_up):
+            whole = f" of {expected:.1f} s" if expected is not None else ""
+            parts.append(f"cut short after {last_s:.1f} s{whole} ({self._count} frames)")
+        if self._broken:
+            parts.append(f"{self._broken} broken frames are missing")
+        failure = "; ".join(parts)
+        if failure:
+            failure = f"{self._name}: {failure}; copy or convert it again"
+        return EndOfVideo(self._source, failure)
+
+
+class _Sampling:
+    """Which frames are taken; asked of every frame, in order."""
+
+    def __init__(self, options: ReadOptions) -> None:
+        self._options = options
+        self._next_tick = 0
+
+    def __call__(self, index: int, time_s: float) -> bool:
+        options = self._options
+        if time_s < options.start_s or index % options.every:
+            return False
+        if options.fps is None:
+            return True
+        ticks = (time_s + _TICK_TOLERANCE_S) * options.fps
+        if ticks < self._next_tick:
+            return False
+        self._next_tick = math.floor(ticks) + 1
+        return True
+
+
+def _is_cover(stream: AvStream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _seconds_of(text: str) -> float | None:
+    """Matroska's own "00:01:02.500000000"; None for anything else."""
+    parts = text.split(":")
+    try:
+        hours, minutes, seconds = map(float, parts)
+    except ValueError:
+        return None
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _as_rgb(frame: av.VideoFrame) -> ImageArray:
+    colours = None
+    if frame.colorspace == _UNSPECIFIED_COLOUR:
+        colours = Colorspace.ITU709 if frame.height >= _HD_HEIGHT else Colorspace.ITU601
+    image = frame.reformat(format="rgb24", src_colorspace=colours).to_ndarray()
+    quarter_turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, quarter_turns), dtype=np.uint8)
