@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from errseg.model.err_seg import ErrSeg
+from errseg.model.err_seg import ClassMaps, ErrSeg
 from errseg.records import UNLABELLED, ImageArray, LabelMap, ScoreMap
+from errseg.steady import Steadier
 
 STRIP_PIXELS = 1 << 18
 """Pixels of the picture resized at once: bounds memory, and K of them fit a CPU's caches."""
@@ -41,18 +41,6 @@ def _squash(image: ImageArray, size: tuple[int, int], *, antialias: bool) -> Ten
     return F.interpolate(
         source, size=size, mode="bilinear", align_corners=False, antialias=antialias
     ).float()
-
-
-class ClassMaps(NamedTuple):
-    """What the model says of one picture, before it is resized to the picture.
-
-    Attributes:
-        probabilities: (K, h, w) float32, 0..1, at stride 4 of the model's input.
-        classes: (K,) int64, class ids of the maps, ascending.
-    """
-
-    probabilities: Tensor
-    classes: Tensor
 
 
 @torch.inference_mode()
@@ -92,8 +80,14 @@ def predict(
     *,
     keep: int | None = None,
     precision: torch.dtype = torch.float32,
+    steadier: Steadier | None = None,
 ) -> list[ClassMaps]:
-    """The kept classes' probability maps of pictures, in one batch; arguments as for `segment`."""
+    """The kept classes' probability maps of pictures, in one batch.
+
+    Args:
+        images, text, keep, precision: as for `segment`.
+        steadier: carried on through the pictures, which are consecutive frames of one video then.
+    """
     config = model.config
     batch = preprocess(images, config.image_size, antialias=config.antialias).to(text.device)
     casting = (
@@ -101,13 +95,25 @@ def predict(
         if precision == torch.float32
         else torch.autocast(text.device.type, precision)
     )
+    motions = [] if steadier is None else [steadier.observe(image) for image in images]
+
+    def carried(votes: Tensor) -> Tensor:
+        assert steadier is not None
+        frames = zip(votes, motions, strict=True)
+        return torch.stack([steadier.carry_votes(frame, motion) for frame, motion in frames])
+
     with casting:
-        prediction = model(batch, text, keep=keep)
+        prediction = model(
+            batch, text, keep=keep, vote_filter=None if steadier is None else carried
+        )
     probabilities = prediction.logits.float().sigmoid()
-    return [
+    found = [
         ClassMaps(maps, classes)
         for maps, classes in zip(probabilities, prediction.classes, strict=True)
     ]
+    if steadier is None:
+        return found
+    return [steadier.smooth(maps, motion) for maps, motion in zip(found, motions, strict=True)]
 
 
 def best_class(

@@ -12,14 +12,19 @@ from torch import Tensor
 
 from errseg.devices import Precision, resolve_device, resolve_precision
 from errseg.errors import ConfigError, InputError
-from errseg.inference import segment
-from errseg.model.err_seg import ErrSeg
+from errseg.inference import best_class, predict
+from errseg.model.err_seg import ClassMaps, ErrSeg
 from errseg.model.text_encoder import Synonyms, embed_classes
-from errseg.records import ImageArray, Segmentation
+from errseg.records import ImageArray, LabelMap, ScoreMap, Segmentation
+from errseg.steady import Steadier
 from errseg.vocabulary import Vocabulary, load_vocabulary, vocabulary_from_names
 from errseg.weights import load_named_model
+from errseg.windows import WindowSize, segment_in_windows, window_for
 
 DEFAULT_MODEL = "errseg-mini"
+SMALLEST_WINDOW = 64
+WINDOWS_ON_CUDA = 4
+"""Windows of one picture that go through the model together there."""
 
 Classes = str | Sequence[str | Sequence[str]] | Vocabulary
 
@@ -43,6 +48,7 @@ class Segmenter:
         keep: int | None = None,
         threshold: float = 0.0,
         synonyms: Synonyms = "mean",
+        window: WindowSize = "auto",
     ) -> None:
         """
         Args:
@@ -55,6 +61,8 @@ class Segmenter:
             keep: CRM's budget K; None as published for the number of classes.
             threshold: pixels whose best probability (0..1) is lower stay unlabelled.
             synonyms: "mean" averages a class's synonyms, "first" takes the first one.
+            window: pictures longer than so many pixels are cut into overlapping windows of this
+                side; "auto" cuts what one pass cannot do justice to, None cuts nothing.
 
         Raises:
             VocabularyError, WeightsError, DeviceError, ConfigError: by name.
@@ -67,7 +75,10 @@ class Segmenter:
             raise ConfigError(f"keep is {keep}; it must be a whole number, at least 1.")
         if synonyms not in ("mean", "first"):
             raise ConfigError(f"synonyms is {synonyms!r}; it must be 'mean' or 'first'.")
+        if isinstance(window, int) and window < SMALLEST_WINDOW:
+            raise ConfigError(f"window is {window}; it must be at least {SMALLEST_WINDOW} pixels.")
         self.keep, self.threshold, self.synonyms = keep, threshold, synonyms
+        self.window: WindowSize = window
         if isinstance(model, ErrSeg) and weights is not None:
             raise ConfigError("weights came with a model already built; give its name instead.")
         loaded = model if isinstance(model, ErrSeg) else load_named_model(model, weights)
@@ -88,16 +99,20 @@ class Segmenter:
         return embeddings.to(self.device)
 
     @overload
-    def __call__(self, images: ImageArray) -> Segmentation: ...
+    def __call__(self, images: ImageArray, *, steadier: Steadier | None = None) -> Segmentation: ...
     @overload
-    def __call__(self, images: Sequence[ImageArray]) -> list[Segmentation]: ...
     def __call__(
-        self, images: ImageArray | Sequence[ImageArray]
+        self, images: Sequence[ImageArray], *, steadier: Steadier | None = None
+    ) -> list[Segmentation]: ...
+    def __call__(
+        self, images: ImageArray | Sequence[ImageArray], *, steadier: Steadier | None = None
     ) -> Segmentation | list[Segmentation]:
         """Segment one picture, or several in one batch.
 
         Args:
             images: (H, W, 3) uint8 RGB 0..255, or a sequence of them; sizes may differ.
+            steadier: what is carried from frame to frame, where the pictures are consecutive frames
+                of one video; it is carried on. Frames are never cut into windows.
 
         Returns:
             One `Segmentation` per picture, of exactly the picture's size; alone for one picture.
@@ -113,17 +128,52 @@ class Segmenter:
             _check_image(image)
         if not batch:
             return []
-        results = segment(
-            self.model,
-            batch,
-            self.text,
-            keep=self.keep,
-            precision=self.precision,
-            threshold=self.threshold,
-        )
         names = self.vocabulary.names
+        results = self._segment(batch, steadier)
         found = [Segmentation(labels, scores, names) for labels, scores in results]
         return found[0] if single else found
+
+    @torch.inference_mode()
+    def _segment(
+        self, images: Sequence[ImageArray], steadier: Steadier | None
+    ) -> list[tuple[LabelMap, ScoreMap]]:
+        sides = [None if steadier else window_for(image.shape[:2], self.window) for image in images]
+        whole = [image for image, side in zip(images, sides, strict=True) if side is None]
+        in_one_pass = iter(
+            best_class(maps.probabilities, maps.classes, image.shape[:2], self.threshold)
+            for maps, image in zip(self._predict(whole, steadier), whole, strict=True)
+        )
+        return [
+            next(in_one_pass)
+            if side is None
+            else segment_in_windows(
+                self._predict,
+                image,
+                side,
+                batch_size=WINDOWS_ON_CUDA if self.device.type == "cuda" else 1,
+                threshold=self.threshold,
+            )
+            for image, side in zip(images, sides, strict=True)
+        ]
+
+    def _predict(
+        self, images: Sequence[ImageArray], steadier: Steadier | None = None
+    ) -> list[ClassMaps]:
+        if not images:
+            return []
+        try:
+            return predict(
+                self.model,
+                images,
+                self.text,
+                keep=self.keep,
+                precision=self.precision,
+                steadier=steadier,
+            )
+        except torch.OutOfMemoryError:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # smaller batches are tried next
+            raise
 
 
 def _as_vocabulary(classes: Classes) -> Vocabulary:

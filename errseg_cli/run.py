@@ -27,8 +27,10 @@ from errseg_cli.signals import EXIT_BY_SIGNAL, StopRequest, stop_on_signals
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from errseg.halving import Steady
     from errseg.journal import Journal
     from errseg.pipeline import Listeners, Plan, Steadying
+    from errseg.records import ImageArray, Segmentation
     from errseg.run_record import RunFacts
     from errseg.segmenter import Segmenter
     from errseg.sinks import Sink
@@ -402,14 +404,14 @@ def _binary_stdin() -> BinaryIO | None:
 def _steadying(job: Job, segmenter: Segmenter) -> Steadying | None:
     if job.options.steady <= 0:
         return None
+    from errseg.pipeline import Steadying
     from errseg.steady import Steadier
 
-    from errseg.pipeline import Steadying
+    def steadily(images: Sequence[ImageArray], steady: Steady, /) -> list[Segmentation]:
+        assert isinstance(steady, Steadier)
+        return segmenter(images, steadier=steady)
 
-    strength = job.options.steady
-    return Steadying(
-        lambda images, steady: segmenter(images, steadier=steady), lambda: Steadier(strength)
-    )
+    return Steadying(steadily, lambda: Steadier(job.options.steady))
 
 
 def _open_output(job: Job, record: dict[str, object]) -> None:

@@ -36,7 +36,7 @@ def select_classes(votes: Tensor, keep: int, required: Tensor | None = None) -> 
     """The classes that stay, per picture.
 
     Args:
-        votes: (B, T) int64 from `count_votes`.
+        votes: (B, T) from `count_votes`.
         keep: K; at most T classes are kept.
         required: (B, T) bool, classes that win over any number of votes (those in the ground
             truth, in training).

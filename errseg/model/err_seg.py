@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,6 +38,18 @@ class Prediction(NamedTuple):
     logits: Tensor
     classes: Tensor
     cost: Tensor
+
+
+class ClassMaps(NamedTuple):
+    """What the model says of one picture, before it is resized to the picture.
+
+    Attributes:
+        probabilities: (K, h, w) float32, 0..1, at stride 4 of the model's input.
+        classes: (K,) int64, class ids of the maps, ascending.
+    """
+
+    probabilities: Tensor
+    classes: Tensor
 
 
 class ErrSeg(nn.Module):
@@ -86,6 +98,7 @@ class ErrSeg(nn.Module):
         text: Tensor,
         keep: int | None = None,
         required: Tensor | None = None,
+        vote_filter: Callable[[Tensor], Tensor] | None = None,
     ) -> Prediction:
         """Segment a batch.
 
@@ -94,6 +107,7 @@ class ErrSeg(nn.Module):
             text: (T, D) class embeddings, L2-normalised.
             keep: K; None takes the published K for T classes.
             required: (B, T) bool, classes that CRM must keep (training).
+            vote_filter: (B, T) votes in, those that CRM goes by out (videos).
 
         Returns:
             Logits of the K kept classes of each picture, K = min(keep, T).
@@ -106,7 +120,9 @@ class ErrSeg(nn.Module):
         if required is not None:
             count = max(count, int(required.sum(dim=1).max()))
         if count < len(text):
-            classes = select_classes(count_votes(cost.detach()), count, required)
+            votes = count_votes(cost.detach())
+            votes = votes if vote_filter is None else vote_filter(votes)
+            classes = select_classes(votes, count, required)
         else:
             classes = torch.arange(len(text), device=text.device).expand(len(image), -1)
         kept_text = text[classes]
