@@ -21,7 +21,7 @@ from errseg.errors import ConfigError
 from errseg.model.err_seg import ClassMaps
 from errseg.records import ImageArray
 
-MOST_CARRIED = 0.92
+MOST_CARRIED = 0.94
 """Share of the past in a frame at strength 1, where the picture agrees fully."""
 
 _GREY_SIDE_PX = 192
@@ -69,6 +69,8 @@ class Steadier:
         if not 0 < strength <= 1:
             raise ConfigError(f"steadiness is {strength}; it must be more than 0, at most 1.")
         self.strength = strength
+        # equal steps of strength shorten by equal factors what is new in a frame
+        self._carried = 1 - (1 - MOST_CARRIED) ** strength
         self._grey: NDArray[np.uint8] | None = None
         self._votes: Tensor | None = None
         self._maps: ClassMaps | None = None
@@ -91,7 +93,7 @@ class Steadier:
         """CRM's votes (T,) of the next frame, those of earlier frames mixed in; float64."""
         mixed = votes.to(torch.float64)
         if motion is not None and self._votes is not None:
-            share = MOST_CARRIED * self.strength * motion.mean_trust
+            share = self._carried * motion.mean_trust
             mixed = torch.lerp(mixed, self._votes.to(mixed.device), share)
         self._votes = mixed
         return mixed
@@ -107,7 +109,7 @@ class Steadier:
         """(h, w): how much of the past each cell takes."""
         height, width = maps.probabilities.shape[1:]
         trust = cv2.resize(motion.trust, (width, height), interpolation=cv2.INTER_AREA)
-        share = torch.from_numpy(trust * np.float32(MOST_CARRIED * self.strength))
+        share = torch.from_numpy(trust * np.float32(self._carried))
         return share.to(maps.probabilities.device)
 
     def state(self) -> dict[str, Tensor]:
