@@ -265,7 +265,10 @@ class _Begun(io.RawIOBase):
             size = len(self._beginning) if size < 0 else size
             part, self._beginning = self._beginning[:size], self._beginning[size:]
             return part
-        return self._stream.read(size)
+        # what is there, rather than waiting until there is as much as was asked for
+        some = getattr(self._stream, "read1", self._stream.read)
+        data: bytes = some(size)
+        return data
 
 
 def _from_pipe(

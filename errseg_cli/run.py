@@ -362,6 +362,8 @@ def _journal(job: Job) -> Iterator[Journal | None]:
 def _sinks(job: Job) -> Sequence[Sink]:
     from errseg.sinks import make_sinks
 
+    if not job.kinds:
+        return []
     options = job.options
     return make_sinks(options.out, job.vocabulary, job.kinds, options.opacity, options.video_labels)
 
