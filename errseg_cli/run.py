@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 import typer
 
 from errseg.catalogue import EMBEDDED
-from errseg.errors import UsageError
+from errseg.errors import UsageError, WriteError
 from errseg_cli.errors import EXIT_FAILED, reported
 from errseg_cli.job import Job, RunOptions, prepare
 from errseg_cli.output import print_result, say
@@ -267,7 +267,22 @@ class _Run:
                 finished=datetime.now(UTC),
             )
             if journal is not None:
-                _close_output(job, journal, self.record)
+                self._close_output(journal)
+
+    def _close_output(self, journal: Journal) -> None:
+        """Where that fails, the journal has everything still: the next run can go on."""
+        from errseg.pipeline import OUTPUT_FILES
+        from errseg.records import Failure
+        from errseg.resume import settle
+        from errseg.sinks import write_run_record
+
+        job = self._job
+        try:
+            settle(journal, job.sources, job.kinds, job.vocabulary.names)
+            write_run_record(job.options.out, self.record)
+        except WriteError as error:
+            failures = (*self.summary.failures, Failure(OUTPUT_FILES, str(error)))
+            self.summary = dataclasses.replace(self.summary, failures=failures)
 
     def _facts(self, batch_size: int) -> RunFacts:
         from errseg.run_record import RunFacts
@@ -426,14 +441,6 @@ def _open_output(job: Job, record: dict[str, object]) -> None:
     if not job.resuming and "areas" in job.kinds:
         # of the run that is being replaced: it would pass for this one's
         (job.options.out / AREAS_FILE).unlink(missing_ok=True)
-
-
-def _close_output(job: Job, journal: Journal, record: dict[str, object]) -> None:
-    from errseg.resume import settle
-    from errseg.sinks import write_run_record
-
-    settle(journal, job.sources, job.kinds, job.vocabulary.names)
-    write_run_record(job.options.out, record)
 
 
 def _report(
