@@ -9,6 +9,7 @@ import typer
 
 import errseg
 from errseg_cli.classes import classes
+from errseg_cli.merge import merge
 from errseg_cli.models import models
 from errseg_cli.output import print_result
 from errseg_cli.run import run
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (run, classes, models, samples, train):
+for command in (run, merge, classes, models, samples, train):
     app.command()(command)
 
 
