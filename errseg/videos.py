@@ -33,8 +33,11 @@ _HD_HEIGHT = 720
 _UNSPECIFIED_COLOUR = 2
 """Of `VideoFrame.colorspace`, as FFmpeg numbers it."""
 
-_MISSING_S = 0.5
-"""A video that ends so much before its time was cut short."""
+_MISSING_FRAMES = 2.5
+"""A video that ends so many frames before its time was cut short…"""
+
+_UNSURE_S = 0.5
+"""…or so many seconds, where the file does not say how long its last frame stays."""
 
 _TICK_TOLERANCE_S = 1e-6
 
@@ -99,6 +102,8 @@ def _reason(error: Exception, file: Path | BinaryIO) -> str:
         if isinstance(file, Path):
             return "no video, or damaged at its beginning; copy or convert it again"
         return _FORWARDS_ADVICE
+    if isinstance(file, Path) and file.exists() and file.stat().st_size == 0:
+        return "empty file (0 bytes), expected a video; copy or convert it again"
     detail = getattr(error, "strerror", None) or str(error)
     return f"{detail}; check the name and its permissions"
 
@@ -120,7 +125,8 @@ class _Reader:
         )
         self._origin: int | None = None
         self._last_pts = -1
-        self._count = self._broken = 0
+        self._last_duration_s = 0.0
+        self._count = self._taken = self._broken = 0
         self._gave_up = self._ended_early = False
 
     def _pick(self, container: InputContainer) -> AvStream:
@@ -144,10 +150,15 @@ class _Reader:
             return float(stream.duration * self._time_base)
         tag = _seconds_of(stream.metadata.get("DURATION", ""))
         if tag is not None:
-            return tag
+            return tag - self._start_s()
         total = self._container.duration
         alone = len(self._container.streams) == 1
-        return total / av.time_base if alone and total else None
+        return total / av.time_base - self._start_s() if alone and total else None
+
+    def _start_s(self) -> float:
+        """Where the first frame is: Matroska's durations are the time of its end."""
+        start = self._container.start_time
+        return 0.0 if start is None else start / av.time_base
 
     def frames(self, first_index: int) -> Iterator[Frame]:
         """The frames that are wanted."""
@@ -159,7 +170,10 @@ class _Reader:
             if self._options.end_s is not None and time_s >= self._options.end_s:
                 self._ended_early = True
                 return
-            if wanted(index, time_s) and index >= first_index:
+            if not wanted(index, time_s):
+                continue
+            self._taken += 1
+            if index >= first_index:
                 yield Frame(
                     self._source,
                     _as_rgb(decoded),
@@ -207,6 +221,7 @@ class _Reader:
         if self._last_pts < 0:
             pts = 0
         self._last_pts = max(pts, self._last_pts + 1)
+        self._last_duration_s = float((frame.duration or 0) * self._time_base)
         return self._last_pts
 
     def _warnings(self, frame: av.VideoFrame) -> tuple[str, ...]:
@@ -217,6 +232,10 @@ class _Reader:
             return ("interlaced, shown as stored",)
         return ()
 
+    def _slack_s(self) -> float:
+        frames = _MISSING_FRAMES / float(self._rate)
+        return frames if self._last_duration_s else max(frames, _UNSURE_S)
+
     def end(self) -> EndOfVideo:
         """What is to be said after the last frame."""
         if self._count == 0:
@@ -225,11 +244,16 @@ class _Reader:
             raise InputError(
                 f"Cannot read {self._name}: {reason if seekable else _FORWARDS_ADVICE}"
             )
-        parts = []
         last_s = float(self._last_pts * self._time_base)
+        if self._taken == 0:
+            raise InputError(
+                f"{self._name} ends after {last_s:.1f} s, and nothing of it was asked for; "
+                "choose an earlier --start"
+            )
+        parts = []
         expected = self._info.duration_s
-        slack = max(_MISSING_S, 2 / float(self._rate))
-        cut = expected is not None and expected - last_s - 1 / float(self._rate) > slack
+        shown_until = last_s + (self._last_duration_s or 1 / float(self._rate))
+        cut = expected is not None and expected - shown_until > self._slack_s()
         if not self._ended_early and (cut or self._gave_up):
             whole = f" of {expected:.1f} s" if expected is not None else ""
             parts.append(f"cut short after {last_s:.1f} s{whole} ({self._count} frames)")

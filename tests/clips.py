@@ -48,12 +48,14 @@ def make_clip(
         stream.height, stream.width = size
         stream.pix_fmt = pix_fmt
         stream.gop_size = gop
-        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        # some codecs know no other times than those of their rate
+        tick = Fraction(1, rate) if times is None else Fraction(1, 1000)
+        stream.time_base = stream.codec_context.time_base = tick
         track = container.add_stream(sound, rate=44100) if sound else None
         for index in range(frames):
-            time_s = index / rate if times is None else times[index]
             frame = av.VideoFrame.from_ndarray(scene(index, size), format="rgb24")
-            frame.pts, frame.time_base = round(time_s * 1000), Fraction(1, 1000)
+            frame.pts = index if times is None else round(times[index] * 1000)
+            frame.time_base = tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if track is not None:
