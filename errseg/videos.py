@@ -69,7 +69,7 @@ def read_video(
         try:
             opened = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
             container = stack.enter_context(av.open(_as_stream(opened, file), "r"))
-        except (OSError, ValueError) as error:  # PyAV's errors are among them
+        except (av.FFmpegError, OSError, ValueError) as error:
             raise InputError(f"Cannot read {name}: {_reason(error, file)}") from error
         reader = _Reader(container, name, source, options)
         yield from reader.frames(first_index)
@@ -134,6 +134,11 @@ class _Reader:
         if not streams:
             raise InputError(f"Cannot read {self._name}: no video in it; name another file")
         stream = streams[0]
+        if stream.codec_context is None:
+            raise InputError(
+                f"Cannot read {self._name}: its video has a format that is not known here, or is "
+                "damaged; convert it to H.264"
+            )
         pixels = stream.codec_context.width * stream.codec_context.height
         if pixels > self._options.max_pixels:
             raise InputError(
