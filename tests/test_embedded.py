@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
+from typer.testing import CliRunner
 
 from errseg.catalogue import embedded_path
 from errseg.model.text_encoder import embed_classes
 from errseg.records import ImageArray
 from errseg.segmenter import Segmenter
 from errseg.vocabulary import load_vocabulary
+from errseg_cli.main import app
 
 MEGABYTE = 1_000_000
 DISTRACTORS = ["road", "building", "sky", "car", "table"]
@@ -101,3 +105,32 @@ def test_the_command_on_a_photograph_without_the_training_packages(tmp_path: Pat
     assert [int((labels == int(row["class_id"])).sum()) for row in rows] == [
         int(row["pixels"]) for row in rows
     ]
+
+
+def test_the_command_on_a_video_is_steadier_when_told(tmp_path: Path) -> None:
+    """A cat on a noisy pan: found in every frame, and labels change less from frame to frame."""
+    rng = np.random.default_rng(0)
+    cat = data.chelsea()
+    with av.open(str(tmp_path / "cat.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=5, options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = 420, 280, "yuv420p"
+        for step in range(6):
+            window = cat[5:285, 2 * step : 2 * step + 420] + rng.normal(0, 12, (280, 420, 3))
+            picture = np.clip(window, 0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode(None))
+    changes = {}
+    for steady in ("0", "1"):
+        line = ["run", tmp_path / "cat.mp4", "--classes", "cat,grass,wall,table,sofa,tree,rock"]
+        line += ["--steady", steady, "-o", tmp_path / steady, "--device", "cpu"]
+        done = CliRunner().invoke(app, [str(word) for word in line])
+        assert done.exit_code == 0, done.stderr
+        paths = sorted((tmp_path / steady / "labels/cat").iterdir())
+        labels = [np.asarray(Image.open(path)) for path in paths]
+        assert len(labels) == 6
+        assert all((frame == 0).mean() > 0.6 for frame in labels)
+        changes[steady] = np.mean([(a != b).mean() for a, b in pairwise(labels)])
+        with av.open(str(tmp_path / steady / "overlays/cat.mp4")) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert [frame.shape for frame in frames] == [(280, 420, 3)] * 6
+    assert changes["1"] < changes["0"]
