@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,7 @@ _SUFFIXES: dict[Medium, dict[str, str]] = {
     "video": {"overlays": ".mp4", "labels": ""},
     "ffv1": {"overlays": ".mp4", "labels": ".mkv"},
 }
+_FRAME_NAME = re.compile(r"\d{6,}\.png")
 _LONGEST_NAME_BYTES = 255
 _COLLISION_ADVICE = "rename one of them, or run them apart into different output folders"
 _OVERWRITE_ADVICE = (
@@ -68,6 +70,14 @@ def output_paths(
 def frame_path(labels: PurePosixPath, index: int) -> PurePosixPath:
     """The label map of one frame in the folder of its video."""
     return labels / f"{index:06d}.png"
+
+
+def remove_frames(out: Path, source: str) -> None:
+    """Remove the label maps of an earlier run's frames of a video; it may have had more of them."""
+    folder = out / output_paths(source, ["labels"], "video")["labels"]
+    for path in folder.glob("*.png"):
+        if _FRAME_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def video_work_folder(out: Path, source: str) -> Path:

@@ -433,14 +433,21 @@ def _steadying(job: Job, segmenter: Segmenter) -> Steadying | None:
 
 def _open_output(job: Job, record: dict[str, object]) -> None:
     """What is in OUT from the first moment: what the run is, so that it can be resumed."""
-    from errseg.outputs import AREAS_FILE
+    from errseg.outputs import AREAS_FILE, remove_frames
     from errseg.sinks import write_classes, write_run_record
 
-    write_run_record(job.options.out, record)
-    write_classes(job.options.out, job.vocabulary)
-    if not job.resuming and "areas" in job.kinds:
-        # of the run that is being replaced: it would pass for this one's
-        (job.options.out / AREAS_FILE).unlink(missing_ok=True)
+    out = job.options.out
+    write_run_record(out, record)
+    write_classes(out, job.vocabulary)
+    if not job.options.overwrite:
+        return
+    # what would pass for this run's: rows, and frames that it may not have
+    if "areas" in job.kinds:
+        (out / AREAS_FILE).unlink(missing_ok=True)
+    if "labels" in job.kinds:
+        for source in job.sources:
+            if not source.is_picture:
+                remove_frames(out, source.source)
 
 
 def _report(

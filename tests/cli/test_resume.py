@@ -195,3 +195,14 @@ def test_overwriting_forgets_the_journal(tmp_path: Path, errseg_run: Runner) -> 
     lines = (out / ".errseg/journal.jsonl").read_text().splitlines()
     assert [json.loads(line)["source"] for line in lines] == ["a.png"]
     assert record_of(out)["counts"]["frames"] == 1  # type: ignore[index]
+
+
+def test_overwriting_a_video_leaves_none_of_its_earlier_frames(
+    tmp_path: Path, errseg_run: Runner
+) -> None:
+    clip, out = make_clip(tmp_path / "clip.mp4", frames=9), tmp_path / "out"
+    assert errseg_run(clip, "-o", out).exit_code == 0
+    (out / "labels/clip/mine.png").write_text("a file of the user's")
+    assert errseg_run(clip, "-o", out, "--overwrite", "--every", 4).exit_code == 0
+    names = [Path(name).name for name in files_in(out / "labels")]
+    assert names == ["000000.png", "000004.png", "000008.png", "mine.png"]
