@@ -31,7 +31,8 @@ from errseg.encoding import jpeg_bytes, label_png_bytes
 from errseg.images import read_image
 from errseg.inference import best_class, predict
 from errseg.journal import Journal
-from errseg.pipeline import Plan, run
+from errseg.pipeline import run
+from errseg.plan import Plan, Steadying
 from errseg.read_options import ReadOptions
 from errseg.records import Segmentation
 from errseg.render import overlay
@@ -96,10 +97,9 @@ def whole(options: argparse.Namespace, work: Path) -> dict[str, float]:
     }
 
 
-def steadying(segmenter: Segmenter, strength: float) -> object:
+def steadying(segmenter: Segmenter, strength: float) -> Steadying | None:
     if strength == 0:
         return None
-    from errseg.pipeline import Steadying
     from errseg.steady import Steadier
 
     return Steadying(

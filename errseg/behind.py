@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -32,6 +33,8 @@ class WriteBehind(Generic[R]):
         self._threads, self._max_bytes = threads, max_bytes
         self._waiting: deque[_Waiting[R]] = deque()
         self._bytes = 0
+        self.waited_s = 0.0
+        """Seconds spent waiting for jobs to end."""
 
     def submit(
         self, job: Callable[[], R], size: int, finish: Callable[[Callable[[], R]], None]
@@ -68,7 +71,9 @@ class WriteBehind(Generic[R]):
         item = self._waiting[0]
         if item.future is not None:
             # waited for before it leaves the queue: an interruption must not lose it
+            start = time.perf_counter()
             item.future.exception()
+            self.waited_s += time.perf_counter() - start
         self._waiting.popleft()
         self._bytes -= item.size
         item.finish(lambda: _result(item))

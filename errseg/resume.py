@@ -12,7 +12,7 @@ from errseg.errors import OutputError
 from errseg.files import remove_parts
 from errseg.journal import EndEntry, Entry, FrameEntry, Journal, SegmentEntry, Stamp
 from errseg.outputs import RUN_FILE, Medium, output_paths, steady_path
-from errseg.pipeline import Earlier
+from errseg.plan import Earlier
 from errseg.sinks import Sink
 from errseg.sources import SourceFile
 

@@ -15,7 +15,7 @@ from errseg.records import UNLABELLED_CLASS_ID, UNLABELLED_NAME
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from errseg.pipeline import FrameResult
+    from errseg.plan import FrameResult
     from errseg.records import Failure
     from errseg_cli.signals import StopRequest
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from errseg.halving import Steady
     from errseg.journal import Journal
-    from errseg.pipeline import Listeners, Plan, Steadying
+    from errseg.plan import Listeners, Plan, Steadying
     from errseg.records import ImageArray, Segmentation
     from errseg.run_record import RunFacts
     from errseg.segmenter import Segmenter
@@ -305,7 +305,7 @@ class _Run:
         )
 
     def _listeners(self, on_progress: OnProgress | None, *, jsonl: bool) -> Listeners:
-        from errseg.pipeline import Listeners
+        from errseg.plan import Listeners
         from errseg_cli.json_lines import JsonLines
 
         listeners = Listeners()
@@ -390,7 +390,7 @@ def _plan(
     journal: Journal | None,
     sinks: Sequence[Sink],
 ) -> Plan:
-    from errseg.pipeline import Earlier, Plan
+    from errseg.plan import Earlier, Plan
     from errseg.resume import Resumption
 
     earlier = Earlier()
@@ -421,7 +421,7 @@ def _binary_stdin() -> BinaryIO | None:
 def _steadying(job: Job, segmenter: Segmenter) -> Steadying | None:
     if job.options.steady <= 0:
         return None
-    from errseg.pipeline import Steadying
+    from errseg.plan import Steadying
     from errseg.steady import Steadier
 
     def steadily(images: Sequence[ImageArray], steady: Steady, /) -> list[Segmentation]:

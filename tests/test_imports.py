@@ -23,7 +23,7 @@ LAYERS = [
     {"vocabulary", "areas", "tuning"},
     {"images", "render", "encoding", "videos", "video_writer"},
     {"sources", "merge"},
-    {"sinks"},
+    {"sinks", "plan"},
     {"pipeline"},
     {"resume"},
     {"devices", "model"},

@@ -12,15 +12,8 @@ from PIL import Image
 
 from errseg.errors import InputError, UsageError, WriteError
 from errseg.journal import FrameEntry, Journal, Stamp
-from errseg.pipeline import (
-    OUTPUT_FILES,
-    WRITE_FAILURES_IN_A_ROW,
-    Earlier,
-    FrameResult,
-    Listeners,
-    Plan,
-    run,
-)
+from errseg.pipeline import OUTPUT_FILES, WRITE_FAILURES_IN_A_ROW, run
+from errseg.plan import Earlier, FrameResult, Listeners, Plan
 from errseg.records import (
     UNLABELLED,
     UNLABELLED_CLASS_ID,
