@@ -75,8 +75,11 @@ class Segmenter:
             raise ConfigError(f"keep is {keep}; it must be a whole number, at least 1.")
         if synonyms not in ("mean", "first"):
             raise ConfigError(f"synonyms is {synonyms!r}; it must be 'mean' or 'first'.")
-        if isinstance(window, int) and window < SMALLEST_WINDOW:
-            raise ConfigError(f"window is {window}; it must be at least {SMALLEST_WINDOW} pixels.")
+        if not _is_window(window):
+            raise ConfigError(
+                f"window is {window!r}; it must be 'auto', None or a whole number of pixels, "
+                f"at least {SMALLEST_WINDOW}."
+            )
         self.keep, self.threshold, self.synonyms = keep, threshold, synonyms
         self.window: WindowSize = window
         if isinstance(model, ErrSeg) and weights is not None:
@@ -174,6 +177,12 @@ class Segmenter:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()  # smaller batches are tried next
             raise
+
+
+def _is_window(window: object) -> bool:
+    if isinstance(window, int):
+        return window >= SMALLEST_WINDOW
+    return window is None or window == "auto"
 
 
 def _as_vocabulary(classes: Classes) -> Vocabulary:

@@ -89,7 +89,7 @@ def test_windows_are_what_they_are_slowly(size: tuple[int, int], batch_size: int
 def test_small_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     image = picture((150, 170))
     whole = segment_in_windows(seeded, image, 64)
-    monkeypatch.setattr("errseg.windows._PATCH_ELEMENTS", 1000)
+    monkeypatch.setattr("errseg.windows._PART_ELEMENTS", 1000)
     parts = segment_in_windows(seeded, image, 64)
     np.testing.assert_array_equal(whole[0], parts[0])
     np.testing.assert_allclose(whole[1], parts[1], atol=1e-6)
@@ -146,7 +146,7 @@ def test_only_windows_are_ever_held(monkeypatch: pytest.MonkeyPatch) -> None:
         alive.append(weakref.ref(maps.probabilities))
         return [maps]
 
-    segment_in_windows(counting, picture((1500, 100)), 64)
+    segment_in_windows(counting, picture((700, 100)), 64)
 
 
 @pytest.fixture(scope="module")
