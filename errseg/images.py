@@ -105,7 +105,7 @@ def _open_file(path: Path) -> BinaryIO:
     if stat.S_ISDIR(status.st_mode):
         raise InputError("it is a folder, expected a picture file")
     if not stat.S_ISREG(status.st_mode):
-        raise InputError("it is a device or a pipe, expected a picture file")
+        raise InputError("it is a device or a pipe; send it to standard input (pipe:)")
     raise InputError("empty file (0 bytes), expected a picture; copy or export it again")
 
 

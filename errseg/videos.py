@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import stat
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import av
 import numpy as np
+from av.codec.context import Flags
 from av.container import InputContainer
 from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream as AvStream
@@ -37,7 +39,22 @@ _MISSING_FRAMES = 2.5
 """A video that ends so many frames before its time was cut short…"""
 
 _UNSURE_S = 0.5
-"""…or so many seconds, where the file does not say how long its last frame stays."""
+"""…or so many seconds, where the file does not say how long its last frame stays…"""
+
+_LEAST_SLACK_S = 0.1
+"""…and never fewer: a rate that varies is only known on the average."""
+
+_STEP_BACK_S = 0.5
+"""Time stamps that go back so far begin anew: recordings joined end to end."""
+
+# Nothing else is tried: playlists, which are mere text, make FFmpeg open other files.
+_CONTAINERS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,mxf,nut,dv,ivf,h264,hevc,m4v,mjpeg"
+)
+
+_TS_TAIL_BYTES = 408
+_TS_PACKET_STARTS = ((-188, -376), (-188, -380), (-204, -408))
+"""Where the last two packets of a whole MPEG-TS begin: bare, with time codes, with parity bytes."""
 
 _TICK_TOLERANCE_S = 1e-6
 
@@ -66,46 +83,73 @@ def read_video(
     """
     name = repr(os.fspath(file)) if isinstance(file, Path) else STANDARD_INPUT_NAME
     with contextlib.ExitStack() as stack:
-        try:
-            opened = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
-            container = stack.enter_context(av.open(_as_stream(opened, file), "r"))
-        except (av.FFmpegError, OSError, ValueError) as error:
-            raise InputError(f"Cannot read {name}: {_reason(error, file)}") from error
+        # FFmpeg gets a stream: it takes some names for addresses or patterns
+        stream: BinaryIO | _Forwards
+        if isinstance(file, Path):
+            stream = stack.enter_context(_open_file(file, name))
+        else:
+            stream = _Forwards(file)
+        container = stack.enter_context(_open_container(stream, name))
         reader = _Reader(container, name, source, options)
         yield from reader.frames(first_index)
-        yield reader.end()
-
-
-def _as_stream(opened: BinaryIO, file: Path | BinaryIO) -> Any:
-    # by its content alone: FFmpeg takes some names for addresses or patterns
-    return opened if isinstance(file, Path) else _Forwards(opened)
+        yield reader.end(_tail_of(stream))
 
 
 class _Forwards:
     """A stream without the seeking that a pipe only pretends to have."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+        self._stream, self.tail = stream, b""
 
     def read(self, size: int) -> bytes:
-        return self._stream.read(size)
+        data = self._stream.read(size)
+        self.tail = (self.tail + data)[-_TS_TAIL_BYTES:]
+        return data
+
+
+def _tail_of(stream: BinaryIO | _Forwards) -> bytes:
+    """Its last bytes; of a pipe, the last that were read."""
+    if isinstance(stream, _Forwards):
+        return stream.tail
+    stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TS_TAIL_BYTES))
+    return stream.read()
 
 
 _FORWARDS_ADVICE = (
     "neither a picture nor a video that can be read forwards; send Matroska "
     "(ffmpeg … -f matroska -), MPEG-TS, or MP4 made with -movflags +faststart"
 )
+_FILE_ADVICE = (
+    "no video, damaged at its beginning, or an MP4 cut short before the index at its end; "
+    "copy or convert it again"
+)
 
 
-def _reason(error: Exception, file: Path | BinaryIO) -> str:
-    if isinstance(error, av.FFmpegError):
-        if isinstance(file, Path):
-            return "no video, or damaged at its beginning; copy or convert it again"
-        return _FORWARDS_ADVICE
-    if isinstance(file, Path) and file.exists() and file.stat().st_size == 0:
-        return "empty file (0 bytes), expected a video; copy or convert it again"
-    detail = getattr(error, "strerror", None) or str(error)
-    return f"{detail}; check the name and its permissions"
+def _open_file(path: Path, name: str) -> BinaryIO:
+    try:
+        status = path.stat()  # before opening: to open a named pipe waits for its writer
+        if stat.S_ISREG(status.st_mode) and status.st_size > 0:
+            return path.open("rb")
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        detail = getattr(error, "strerror", None) or str(error)
+        text = f"Cannot read {name}: {detail}; check the name and its permissions"
+        raise InputError(text) from error
+    if stat.S_ISREG(status.st_mode):
+        reason = "empty file (0 bytes), expected a video; copy or convert it again"
+    else:
+        reason = "no file, but a folder, device or pipe; send a pipe to standard input (pipe:)"
+    raise InputError(f"Cannot read {name}: {reason}")
+
+
+def _open_container(stream: BinaryIO | _Forwards, name: str) -> InputContainer:
+    try:
+        return av.open(stream, "r", options={"format_whitelist": _CONTAINERS})
+    except av.FFmpegError as error:
+        advice = _FORWARDS_ADVICE if isinstance(stream, _Forwards) else _FILE_ADVICE
+        raise InputError(f"Cannot read {name}: {advice}") from error
+    except (OSError, ValueError) as error:
+        detail = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"Cannot read {name}: {detail}; copy or convert it again") from error
 
 
 class _Reader:
@@ -125,8 +169,8 @@ class _Reader:
         )
         self._origin: int | None = None
         self._last_pts = -1
-        self._last_duration_s = 0.0
-        self._count = self._taken = self._broken = 0
+        self._lead_s = self._last_duration_s = 0.0
+        self._count = self._taken = self._broken = self._damaged = 0
         self._gave_up = self._ended_early = False
 
     def _pick(self, container: InputContainer) -> AvStream:
@@ -146,6 +190,10 @@ class _Reader:
                 f"{self._options.max_pixels}; make it smaller or raise the limit (--max-pixels)"
             )
         stream.thread_type = "AUTO"
+        # frames may be larger than the file says at its beginning: the decoder refuses them
+        stream.codec_context.options = {"max_pixels": str(self._options.max_pixels)}
+        # or it drops broken frames itself, and does not say so
+        stream.codec_context.flags |= Flags.output_corrupt
         return stream
 
     def _expected_s(self) -> float | None:
@@ -184,7 +232,7 @@ class _Reader:
                     _as_rgb(decoded),
                     index=index,
                     time_s=time_s,
-                    warnings=self._warnings(decoded) if index == 0 else (),
+                    warnings=self._warnings(decoded) if self._taken == 1 else (),
                     video=self._info,
                     pts=pts,
                 )
@@ -198,8 +246,7 @@ class _Reader:
             except IndexError:
                 return  # PyAV's slip at the end of a file in whose middle a stream appeared
             except (av.FFmpegError, OSError, ValueError):
-                self._broken += 1
-                return
+                break
             if packet is None:
                 return
             try:
@@ -208,10 +255,11 @@ class _Reader:
                 self._broken += 1
                 in_a_row += 1
                 continue
-            self._broken += packet.is_corrupt
+            self._damaged += packet.is_corrupt
             for frame in frames:
                 if frame.is_corrupt:
-                    self._broken += 1
+                    # before the first whole frame it is no loss: recordings may begin anywhere
+                    self._broken += self._count > 0
                 else:
                     in_a_row = 0
                     yield frame
@@ -222,7 +270,13 @@ class _Reader:
         step = max(1, round(1 / (self._rate * self._time_base)))
         if self._origin is None:
             self._origin = frame.pts or 0
+            start = self._stream.start_time
+            if start is not None:  # what could not be decoded before it was counted by the file
+                self._lead_s = max(0.0, float((self._origin - start) * self._time_base))
         pts = self._last_pts + step if frame.pts is None else frame.pts - self._origin
+        if (self._last_pts - pts) * self._time_base > _STEP_BACK_S:
+            pts = self._last_pts + step
+            self._origin = (frame.pts or 0) - pts
         if self._last_pts < 0:
             pts = 0
         self._last_pts = max(pts, self._last_pts + 1)
@@ -230,44 +284,59 @@ class _Reader:
         return self._last_pts
 
     def _warnings(self, frame: av.VideoFrame) -> tuple[str, ...]:
+        said = []
         aspect = self._stream.sample_aspect_ratio
         if aspect and aspect != 1:
-            return (f"pixels are not square ({aspect}), shown as stored",)
+            said.append(f"pixels are not square ({aspect}), shown as stored")
         if frame.interlaced_frame:
-            return ("interlaced, shown as stored",)
-        return ()
+            said.append("interlaced, shown as stored")
+        return tuple(said)
 
     def _slack_s(self) -> float:
         frames = _MISSING_FRAMES / float(self._rate)
-        return frames if self._last_duration_s else max(frames, _UNSURE_S)
+        return max(frames, _LEAST_SLACK_S if self._last_duration_s else _UNSURE_S)
 
-    def end(self) -> EndOfVideo:
-        """What is to be said after the last frame."""
-        if self._count == 0:
-            seekable = self._name != STANDARD_INPUT_NAME
-            reason = "no whole frame in it; copy or convert it again"
-            raise InputError(
-                f"Cannot read {self._name}: {reason if seekable else _FORWARDS_ADVICE}"
-            )
+    def end(self, tail: bytes) -> EndOfVideo:
+        """What is to be said after the last frame; `tail` holds the last bytes of the file."""
         last_s = float(self._last_pts * self._time_base)
+        self._refuse_nothing(last_s)
+        parts = []
+        cut = None if self._ended_early else self._cut(last_s, tail)
+        if cut is not None:
+            parts.append(f"cut short after {last_s:.1f} s{cut} ({self._count} frames)")
+        if self._broken:
+            frames = "frame is" if self._broken == 1 else "frames are"
+            parts.append(f"{self._broken} broken {frames} missing")
+        elif self._damaged and cut is None:
+            frames = "frame" if self._damaged == 1 else "frames"
+            parts.append(f"{self._damaged} {frames} may be wrong, as data are missing")
+        failure = "; ".join(parts)
+        if failure:
+            failure = f"{self._name}: {failure}; copy or convert it again"
+        return EndOfVideo(self._source, failure)
+
+    def _refuse_nothing(self, last_s: float) -> None:
+        if self._count == 0:
+            is_file = self._name != STANDARD_INPUT_NAME
+            reason = "no whole frame in it; copy or convert it again"
+            raise InputError(f"Cannot read {self._name}: {reason if is_file else _FORWARDS_ADVICE}")
+        if self._taken == 0 and self._ended_early:
+            raise InputError(f"{self._name} has no frame in that time; choose a later --end")
         if self._taken == 0:
             raise InputError(
                 f"{self._name} ends after {last_s:.1f} s, and nothing of it was asked for; "
                 "choose an earlier --start"
             )
-        parts = []
+
+    def _cut(self, last_s: float, tail: bytes) -> str | None:
+        """Of how much the file was cut short, in words; None if it was not."""
         expected = self._info.duration_s
-        shown_until = last_s + (self._last_duration_s or 1 / float(self._rate))
-        cut = expected is not None and expected - shown_until > self._slack_s()
-        if not self._ended_early and (cut or self._gave_up):
-            whole = f" of {expected:.1f} s" if expected is not None else ""
-            parts.append(f"cut short after {last_s:.1f} s{whole} ({self._count} frames)")
-        if self._broken:
-            parts.append(f"{self._broken} broken frames are missing")
-        failure = "; ".join(parts)
-        if failure:
-            failure = f"{self._name}: {failure}; copy or convert it again"
-        return EndOfVideo(self._source, failure)
+        shown_until = self._lead_s + last_s + (self._last_duration_s or 1 / float(self._rate))
+        if expected is not None and expected - shown_until > self._slack_s():
+            return f" of {expected:.1f} s"
+        # a transport stream does not say how long it is, but ends with a whole packet
+        is_split = self._container.format.name == "mpegts" and not _ends_whole(tail)
+        return "" if self._gave_up or is_split else None
 
 
 class _Sampling:
@@ -288,6 +357,11 @@ class _Sampling:
             return False
         self._next_tick = math.floor(ticks) + 1
         return True
+
+
+def _ends_whole(tail: bytes) -> bool:
+    """Whether the last bytes of an MPEG-TS are two whole packets, which begin with "G"."""
+    return any(tail[last:][:1] == tail[before:][:1] == b"G" for last, before in _TS_PACKET_STARTS)
 
 
 def _is_cover(stream: AvStream) -> bool:

@@ -260,7 +260,13 @@ def test_glob_does_not_walk_what_cannot_match(tree: Path, monkeypatch: pytest.Mo
     assert opened == ["pics"]
 
 
-ODD_NAMES = [b"line\nbreak.png", b"not utf-8 \xff.png", "naïve 🦆.png".encode(), b" space .png"]
+ODD_NAMES = [
+    b"line\nbreak.png",
+    b"not utf-8 \xff.png",
+    "naïve 🦆.png".encode(),
+    b" space .png",
+    b"n" * 251 + b".png",
+]
 
 
 def test_odd_names_survive(tmp_path: Path) -> None:
@@ -376,6 +382,16 @@ def test_a_file_that_may_be_either_is_tried(tmp_path: Path) -> None:
     assert "not a picture" in results[-1].message
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.mp4", "a"])
+def test_a_named_pipe_is_refused_without_waiting_for_its_writer(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    sources, _ = find_sources([str(tmp_path / name)])
+    (failure,) = read_frames(sources)
+    assert isinstance(failure, Failure)
+    assert "send" in failure.message
+    assert "pipe:" in failure.message
+
+
 class Pipe(io.RawIOBase):
     """Standard input as a pipe is: forwards only."""
 
@@ -406,8 +422,18 @@ def test_a_picture_from_standard_input(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["mkv", "ts"])
 def test_a_video_from_standard_input(tmp_path: Path, suffix: str) -> None:
-    results = piped(make_clip(tmp_path / f"a.{suffix}", frames=9).read_bytes())
+    data = make_clip(tmp_path / f"a.{suffix}", frames=9).read_bytes()
+    results = piped(data)
     assert [type(result) for result in results] == [Frame] * 9 + [EndOfVideo]
+    assert results[-1] == EndOfVideo("stdin")
+
+
+def test_a_stream_cut_short_on_standard_input(tmp_path: Path) -> None:
+    data = make_clip(tmp_path / "a.ts", frames=40).read_bytes()
+    *frames, end = piped(data[: len(data) * 6 // 10])
+    assert 10 < len(frames) < 40
+    assert isinstance(end, EndOfVideo)
+    assert end.failure.startswith("standard input: cut short after")
 
 
 def test_an_mp4_with_its_index_in_front_from_standard_input(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -81,6 +82,51 @@ def test_times_count_from_the_first_frame(tmp_path: Path) -> None:
     assert not end.failure
 
 
+def test_recordings_joined_end_to_end_go_on_where_time_stamps_begin_anew(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "joined.ts", 10)
+    clip.write_bytes(clip.read_bytes() * 3)
+    frames, _ = read(clip)
+    assert times(frames) == pytest.approx([i / 10 for i in range(30)])
+
+
+def test_the_cover_is_not_the_video(tmp_path: Path) -> None:
+    path = tmp_path / "cover.mp4"
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        video = container.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for stream, count in ((cover, 1), (video, 5)):
+            for index in range(count):
+                image = scene(index, (stream.height, stream.width))
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert len(container.streams.video) == 2
+    frames, end = read(path)
+    assert [frame.image.shape for frame in frames] == [(48, 64, 3)] * 5
+    assert not end.failure
+
+
+def test_pixels_that_are_not_square_are_told_once_wherever_it_starts(tmp_path: Path) -> None:
+    path = tmp_path / "wide.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for index in range(8):
+            frame = av.VideoFrame.from_ndarray(scene(index, (48, 64)), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    for options in (EVERYTHING, ReadOptions(start_s=0.5)):
+        first, *others = read(path, options)[0]
+        assert first.image.shape == (48, 64, 3)
+        assert first.warnings == ("pixels are not square (4/3), shown as stored",)
+        assert not any(frame.warnings for frame in others)
+
+
 @pytest.mark.parametrize(
     ("turned", "corner"), [(0, (0, 0)), (90, (0, -1)), (180, (-1, -1)), (270, (-1, 0))]
 )
@@ -149,6 +195,11 @@ def test_a_start_past_the_end_is_told(tmp_path: Path) -> None:
         read(make_clip(tmp_path / "s.mp4", 5), ReadOptions(start_s=7))
 
 
+def test_a_part_between_two_frames_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no frame in that time; choose a later --end"):
+        read(make_clip(tmp_path / "s.mp4", 5), ReadOptions(start_s=0.11, end_s=0.19))
+
+
 # Files that are broken
 
 
@@ -169,6 +220,27 @@ def test_a_file_cut_short_gives_what_it_holds(tmp_path: Path, suffix: str, share
     assert "\n" not in end.failure
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_transport_stream_cut_short_is_told(tmp_path: Path, share: float) -> None:
+    clip = make_clip(tmp_path / "c.ts", 60)
+    assert not read(clip)[1].failure
+    data = clip.read_bytes()
+    at = int(len(data) * share) // 188 * 188 + 77
+    clip.write_bytes(data[:at])
+    frames, end = read(clip)
+    assert 3 < len(frames) < 60
+    assert f"cut short after {frames[-1].time_s:.1f} s ({len(frames)} frames)" in end.failure
+
+
+def test_a_recording_that_begins_between_key_frames_is_no_failure(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "c.ts", 60, gop=20)
+    data = clip.read_bytes()
+    clip.write_bytes(data[188 * 20 :])
+    frames, end = read(clip)
+    assert 20 <= len(frames) < 60
+    assert not end.failure
+
+
 def test_a_part_of_it_is_not_cut_short(tmp_path: Path) -> None:
     _, end = read(make_clip(tmp_path / "c.mp4", 60), ReadOptions(end_s=2))
     assert not end.failure
@@ -184,6 +256,39 @@ def test_broken_frames_are_counted_and_left_out(tmp_path: Path, suffix: str) -> 
     frames, end = read(clip)
     assert 30 < len(frames) <= 60
     assert len(frames) == 60 or "missing" in end.failure or "cut short" in end.failure
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_broken_frame_costs_itself_alone(tmp_path: Path, codec: str) -> None:
+    clip = make_clip(tmp_path / "b.mkv", 30, codec=codec, gop=1)
+    with av.open(str(clip)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    data = clip.read_bytes()
+    assert data.count(packets[12]) == 1
+    clip.write_bytes(data.replace(packets[12], packets[12][:4].ljust(len(packets[12]), b"\0")))
+    frames, end = read(clip)
+    assert times(frames) == [i / 10 for i in range(30) if i != 12]
+    assert "1 broken frame is missing" in end.failure
+
+
+def test_frames_that_grow_too_large_are_left_out(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "grows.ts", 10)
+    larger = make_clip(tmp_path / "larger.ts", 10, (96, 128))
+    clip.write_bytes(clip.read_bytes() + larger.read_bytes())
+    assert {frame.image.shape for frame in read(clip)[0]} == {(48, 64, 3), (96, 128, 3)}
+    frames, end = read(clip, ReadOptions(max_pixels=96 * 128 - 1))
+    assert {frame.image.shape for frame in frames} == {(48, 64, 3)}
+    assert "broken frames are missing" in end.failure
+
+
+@pytest.mark.parametrize(
+    "text", ["ffconcat version 1.0\nfile other.ts\n", "#EXTM3U\n#EXTINF:1,\nother.ts\n"]
+)
+def test_a_playlist_opens_no_other_file(tmp_path: Path, text: str) -> None:
+    make_clip(tmp_path / "other.ts", 3)
+    (tmp_path / "list.mp4").write_text(text)
+    with pytest.raises(InputError, match="no video"):
+        read(tmp_path / "list.mp4")
 
 
 @pytest.mark.parametrize(
