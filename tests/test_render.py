@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from errseg import render
 from errseg.errors import UsageError
 from errseg.records import UNLABELLED, ImageArray, LabelMap, Segmentation
 from errseg.render import colourise, overlay
@@ -130,6 +131,24 @@ def test_any_size(size: tuple[int, int]) -> None:
         canvas = overlay(picture, segmentation_of(labels_now), COLOURS)
         assert canvas.shape == picture.shape
         assert canvas.dtype == np.uint8
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (131, 67), (199, 310)])
+@pytest.mark.parametrize("tile_side", [7, 50, 192])
+@pytest.mark.parametrize("line_share", [0.0022, 0.02, 0.05])
+def test_tiles_equal_the_whole(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], tile_side: int, line_share: float
+) -> None:
+    rng = np.random.default_rng(size)
+    picture = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+    coarse = rng.choice([0, 0, 0, 1, 2, UNLABELLED], (4, 5)).astype(np.uint16)
+    labels = np.repeat(np.repeat(coarse, -(-size[0] // 4), axis=0), -(-size[1] // 5), axis=1)
+    labels = labels[: size[0], : size[1]]
+    monkeypatch.setattr(render, "_LINE_SHARE", line_share)
+    monkeypatch.setattr(render, "_TILE_SIDE_PX", 10_000)
+    whole = overlay(picture, segmentation_of(labels), COLOURS)
+    monkeypatch.setattr(render, "_TILE_SIDE_PX", tile_side)
+    np.testing.assert_array_equal(overlay(picture, segmentation_of(labels), COLOURS), whole)
 
 
 def test_inputs_stay_as_they_are_and_may_be_read_only_views() -> None:
