@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -50,11 +49,8 @@ def test_help_and_version_answer_at_once(arguments: list[str]) -> None:
         "finally: print(*{m.split('.')[0] for m in sys.modules}, file=sys.stderr)"
     )
     line = [sys.executable, "-c", code, *arguments]
-    start = time.process_time(), os.times().children_user
     result = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert time.process_time() - start[0] < 0.5
-    assert os.times().children_user - start[1] < 0.5
-    assert not {"torch", "numpy", "cv2", "PIL", "rich"} & set(result.stderr.split())
+    assert not {"torch", "numpy", "cv2", "PIL", "rich", "av"} & set(result.stderr.split())
 
 
 def test_version() -> None:
