@@ -42,6 +42,10 @@ def train(
             metavar="DIR", help="Where the recipe's folders are.", show_default="beside the recipe"
         ),
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights to go on from, instead of the recipe's start."),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Instead of the recipe's, to try it out."),
@@ -64,6 +68,8 @@ def train(
     """
     with reported(debug):
         plan = _recipe(recipe, data, steps)
+        if init is not None:
+            plan = dataclasses.replace(plan, init=str(init))
         # After the recipe is checked: torch takes seconds to import.
         from errseg.devices import resolve_device
         from errseg.training import loop

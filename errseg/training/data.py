@@ -6,6 +6,7 @@ one would have seen, whatever the number of workers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from torch.utils.data import Dataset
 from errseg.datasets import LabelledFolder, read_pair
 from errseg.training.recipe import Recipe
 
+NAME_CHANCE = 0.5
+"""That a class goes by one of its names at a step; the mean of several is another name still."""
+
 
 @dataclass(frozen=True)
 class TrainingBatch:
@@ -28,12 +32,15 @@ class TrainingBatch:
         images: (B, 3, H, W) float32, RGB 0..255.
         labels: (B, H, W) int64, class id in the source's list, −1 = unlabelled.
         source: index of the data set; all of a batch come from one.
+        naming: (T, N) float32, the weight of each of the set's N names in each class's embedding
+            at this step.
         distractors: indices of absent class names, in the list of all sets' names.
     """
 
     images: Tensor
     labels: Tensor
     source: int
+    naming: Tensor
     distractors: Tensor
 
 
@@ -44,16 +51,23 @@ class TrainingBatches(Dataset[TrainingBatch]):
         self,
         recipe: Recipe,
         folders: Sequence[LabelledFolder],
+        synonyms: Sequence[Sequence[Sequence[str]]],
         candidates: Sequence[NDArray[np.int64]],
     ) -> None:
         """
         Args:
+            synonyms: per data set and class, its names.
             candidates: per data set, the names (in the list of all sets') that may serve as
                 absent classes there.
         """
         self.recipe = recipe
         self.folders = folders
+        self.synonyms = synonyms
         self.candidates = candidates
+        self.chances = [
+            picture_chances(folder, source.rare_share)
+            for folder, source in zip(folders, recipe.data, strict=True)
+        ]
 
     def __len__(self) -> int:
         return self.recipe.steps
@@ -63,12 +77,17 @@ class TrainingBatches(Dataset[TrainingBatch]):
         weights = np.array([source.weight for source in self.recipe.data])
         index = int(rng.choice(len(weights), p=weights / weights.sum()))
         source, folder = self.recipe.data[index], self.folders[index]
-        chosen = rng.choice(
-            len(folder.pairs), self.recipe.batch_size, replace=len(folder.pairs) < 64
-        )
-        samples = [
-            augment(*read_pair(folder.pairs[i]), self.recipe.crop, source.min_scale, rng)
+        per_sample = source.mosaic**2
+        chances, count = self.chances[index], self.recipe.batch_size * per_sample
+        replace = len(chances) < 2 * count
+        chosen = rng.choice(np.arange(len(chances)), count, replace=replace, p=chances)
+        height, width = (side // source.mosaic for side in self.recipe.crop)
+        parts = [
+            augment(*read_pair(folder.pairs[i]), (height, width), source.min_scale, rng)
             for i in chosen
+        ]
+        samples = [
+            mosaic(parts[start : start + per_sample]) for start in range(0, count, per_sample)
         ]
         pool = self.candidates[index]
         distractors = rng.choice(pool, min(source.distractors, len(pool)), replace=False)
@@ -76,8 +95,65 @@ class TrainingBatches(Dataset[TrainingBatch]):
             torch.from_numpy(np.stack([image for image, _ in samples])).permute(0, 3, 1, 2),
             torch.from_numpy(np.stack([labels for _, labels in samples])),
             index,
+            torch.from_numpy(draw_naming(self.synonyms[index], rng, every=source.unions)),
             torch.from_numpy(distractors),
         )
+
+
+def picture_chances(folder: LabelledFolder, rare_share: float) -> NDArray[np.float64]:
+    """How likely each picture is drawn: more so with rare classes (repeat factor sampling).
+
+    Args:
+        rare_share: a class in fewer pictures than this share is rare; 0 = all pictures alike.
+
+    Returns:
+        (N,), sum 1.
+    """
+    count = len(folder.pairs)
+    if not rare_share:
+        return np.full(count, 1 / count)
+    held = np.zeros((count, len(folder.vocabulary)), bool)
+    for row, pair in zip(held, folder.pairs, strict=True):
+        labels = np.unique(read_pair(pair)[1])
+        row[labels[labels >= 0]] = True
+    shares = np.maximum(held.mean(axis=0), 1 / count)
+    factors = np.where(held, np.sqrt(rare_share / shares), 0).max(axis=1).clip(min=1)
+    chances: NDArray[np.float64] = factors / factors.sum()
+    return chances
+
+
+def draw_naming(
+    synonyms: Sequence[Sequence[str]], rng: np.random.Generator, *, every: bool
+) -> NDArray[np.float32]:
+    """Which of a class's names it goes by at this step: any, at least one.
+
+    Args:
+        synonyms: names per class.
+        every: all of them, always.
+
+    Returns:
+        (T, N) weights of the N names of all classes together; each row has sum 1.
+    """
+    lengths = [len(names) for names in synonyms]
+    naming = np.zeros((len(synonyms), sum(lengths)), np.float32)
+    start = 0
+    for row, length in zip(naming, lengths, strict=True):
+        used = np.full(length, every) | (rng.random(length) < NAME_CHANCE)
+        used[rng.integers(length)] = True
+        row[start : start + length] = used / used.sum()
+        start += length
+    return naming
+
+
+def mosaic(
+    parts: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]],
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Put n² pictures with label maps, all of one size, into a square of n a side."""
+    side = math.isqrt(len(parts))
+    rows = [parts[start : start + side] for start in range(0, len(parts), side)]
+    image = np.concatenate([np.concatenate([part[0] for part in row], axis=1) for row in rows])
+    labels = np.concatenate([np.concatenate([part[1] for part in row], axis=1) for row in rows])
+    return image, labels
 
 
 def augment(

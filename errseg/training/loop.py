@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,16 +25,23 @@ from errseg.model.err_seg import ErrSeg
 from errseg.model.image_encoder import EfficientNetLiteEncoder
 from errseg.model.text_encoder import MiniLMTextEncoder, embed_classes
 from errseg.training.data import TrainingBatch, TrainingBatches
-from errseg.training.loss import classes_present, cost_loss, segmentation_loss
+from errseg.training.loss import (
+    classes_present,
+    cost_loss,
+    lovasz_loss,
+    segmentation_loss,
+    softmax_loss,
+)
 from errseg.training.mini_init import imagenet_names, init_mini, set_centre
 from errseg.training.pseudo_labels import make_pseudo_labels
 from errseg.training.recipe import DataSource, Recipe
+from errseg.vocabulary import load_vocabulary
 from errseg.weights import load_model, save_model
 
 CHECKPOINT_NAME = "checkpoint.pt"
 METRICS_NAME = "metrics.csv"
 WEIGHTS_NAME = "model.safetensors"
-DISTRACTOR_LIMIT = 0.5
+DISTRACTOR_LIMIT = 0.4
 """A name is no distractor for a set that has a class with a more similar embedding."""
 
 Report = Callable[[Mapping[str, float]], None]
@@ -63,7 +71,7 @@ def train(
     run = _TrainingRun(recipe, out, device)
     run.resume()
     batches = DataLoader(
-        TrainingBatches(recipe, run.folders, run.candidates),
+        TrainingBatches(recipe, run.folders, run.synonyms, run.candidates),
         batch_size=None,
         sampler=range(run.step, recipe.steps),
         num_workers=workers,
@@ -91,43 +99,47 @@ class _TrainingRun:
         self.recipe, self.out, self.device = recipe, out, device
         self.step = 0
         self.folders = [_open(source, out) for source in recipe.data]
-        self.names = sorted(
-            {
-                name
-                for folder in self.folders
-                for group in folder.vocabulary.synonyms
-                for name in group
-            }
-        )
+        self.synonyms = _synonyms(recipe, self.folders)
+        self.names = sorted({name for own in self.synonyms for group in own for name in group})
         self.model = _initial_model(recipe, self.names).to(device)
+        # the backward pass of depth-wise convs takes two thirds of the time in this layout
+        self.model.image_encoder.to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model)
         with torch.no_grad():
-            self.class_embeddings = [
-                embed_classes(
-                    self.model.text_encoder, folder.vocabulary.synonyms, recipe.model.prompt
-                ).to(device)
-                for folder in self.folders
-            ]
             self.name_embeddings = embed_classes(
                 self.model.text_encoder, [[name] for name in self.names], recipe.model.prompt
             ).to(device)
-        self.candidates = [self._candidates(own) for own in self.class_embeddings]
+        row = {name: index for index, name in enumerate(self.names)}
+        self.own_embeddings = [
+            self.name_embeddings[[row[name] for group in own for name in group]]
+            for own in self.synonyms
+        ]
+        self.candidates = [self._candidates(index) for index in range(len(self.folders))]
         self.optimiser = torch.optim.AdamW(_parameter_groups(self.model, recipe))
         self.peaks = [group["lr"] for group in self.optimiser.param_groups]
 
-    def _candidates(self, own: Tensor) -> NDArray[np.int64]:
-        nearest = (self.name_embeddings @ own.T).amax(dim=1)
-        return np.flatnonzero((nearest < DISTRACTOR_LIMIT).cpu().numpy())
+    def _candidates(self, index: int) -> NDArray[np.int64]:
+        """The names (of all sets') that are absent from this set's pictures, or may be taken so."""
+        nearest = (self.name_embeddings @ self.own_embeddings[index].T).amax(dim=1)
+        absent = (nearest < DISTRACTOR_LIMIT).cpu().numpy()
+        doubtful = {
+            name
+            for folder, groups in zip(self.folders, self.synonyms, strict=True)
+            if folder.folder.name in self.recipe.data[index].overlapping
+            for group in groups
+            for name in group
+        }
+        return np.flatnonzero(absent & [name not in doubtful for name in self.names])
 
     def advance(self, batch: TrainingBatch) -> dict[str, float]:
         """One optimiser step."""
         recipe = self.recipe
-        images, labels = batch.images.to(self.device), batch.labels.to(self.device)
-        own = self.class_embeddings[batch.source]
-        text = torch.cat([own, self.name_embeddings[batch.distractors.to(self.device)]])
+        images = batch.images.to(self.device, memory_format=torch.channels_last)
+        labels = batch.labels.to(self.device)
         rate = self._schedule()
-        # stochastic depth draws from here: a resumed run must draw the same numbers
+        # text noise and stochastic depth draw from here: a resumed run must draw the same numbers
         torch.manual_seed(recipe.seed * recipe.steps + self.step)
+        text = self._text(batch)
         self.model.train()
         prediction = self.model(
             images, text, keep=recipe.keep, required=classes_present(labels, len(text))
@@ -138,6 +150,10 @@ class _TrainingRun:
             aligned = cost_loss(prediction.cost, labels, recipe.cost_temperature)
             figures["cost_loss"] = float(aligned.detach())
             loss = loss + recipe.cost_loss * aligned
+        if recipe.softmax_loss > 0:
+            loss = loss + recipe.softmax_loss * softmax_loss(prediction, labels)
+        if recipe.lovasz_loss > 0:
+            loss = loss + recipe.lovasz_loss * lovasz_loss(prediction, labels, len(text))
         if not math.isfinite(float(loss.detach())):
             raise ConfigError(f"the loss is {float(loss)} at step {self.step}; lower the rate.")
         self.optimiser.zero_grad(set_to_none=True)
@@ -147,6 +163,14 @@ class _TrainingRun:
         self.step += 1
         self._average()
         return {"step": self.step, "rate": rate, "source": batch.source, **figures}
+
+    def _text(self, batch: TrainingBatch) -> Tensor:
+        """(T, D) embeddings of the set's classes, by this step's names, then of the distractors."""
+        own = batch.naming.to(self.device) @ self.own_embeddings[batch.source]
+        text = torch.cat([own, self.name_embeddings[batch.distractors.to(self.device)]])
+        text = F.normalize(text, dim=-1)
+        noise = torch.randn_like(text) * (self.recipe.text_noise / text.shape[1] ** 0.5)
+        return F.normalize(text + noise, dim=-1)
 
     def _schedule(self) -> float:
         """Set the rates of this step: linear warm-up, then a cosine to zero."""
@@ -241,6 +265,23 @@ def _open(source: DataSource, out: Path) -> LabelledFolder:
     if source.pseudo_labels:
         return open_folder(make_pseudo_labels(source.folder, out / "pseudo-labels"))
     return open_folder(source.folder)
+
+
+def _synonyms(recipe: Recipe, folders: Sequence[LabelledFolder]) -> list[list[tuple[str, ...]]]:
+    """Per data set and class, the names it learns under: its own, and those that mean the same."""
+    groups = load_vocabulary(str(recipe.synonyms)).synonyms if recipe.synonyms else ()
+    same = {name: group for group in groups for name in group}
+    return [
+        [
+            own
+            if source.unions
+            else tuple(
+                dict.fromkeys([*own, *(other for name in own for other in same.get(name, ()))])
+            )
+            for own in folder.vocabulary.synonyms
+        ]
+        for folder, source in zip(folders, recipe.data, strict=True)
+    ]
 
 
 def _initial_model(recipe: Recipe, names: Sequence[str]) -> ErrSeg:

@@ -27,14 +27,65 @@ def segmentation_loss(
     """
     # the loss is taken at stride 4: a quarter of each side is what the decoder resolves
     logits = prediction.logits
-    stride = labels.shape[1] // logits.shape[2]
-    target = labels[:, stride // 2 :: stride, stride // 2 :: stride]
+    target = _subsample(labels, logits.shape[2])
     hot = (target.unsqueeze(1) == prediction.classes[:, :, None, None]).to(logits.dtype)
     known = (target >= 0).unsqueeze(1).to(logits.dtype)
     per_element = F.binary_cross_entropy_with_logits(logits, hot, reduction="none") * known
     if mask_ignored:
         return per_element.sum() / (known.sum().clamp(min=1) * logits.shape[1])
     return per_element.sum() / (known.numel() * class_count)
+
+
+def softmax_loss(prediction: Prediction, labels: Tensor) -> Tensor:
+    """Cross-entropy over the K kept classes of each labelled pixel, which compete for it.
+
+    Args:
+        prediction: of the model; every class of `labels` is among the kept ones.
+        labels: (B, H, W) int64, −1 = unlabelled.
+    """
+    target = _subsample(labels, prediction.logits.shape[2])
+    hot = target.unsqueeze(1) == prediction.classes[:, :, None, None]
+    known = target >= 0
+    of_pixel = -(prediction.logits.log_softmax(dim=1) * hot).sum(dim=1)
+    return of_pixel.sum() / known.sum().clamp(min=1)
+
+
+def lovasz_loss(prediction: Prediction, labels: Tensor, class_count: int) -> Tensor:
+    """Lovász-softmax (Berman et al. 2018): 1 − IoU, made convex, mean over the batch's classes.
+
+    Taken at stride 8: the sorts cost more than they teach at stride 4.
+
+    Args:
+        prediction: of the model; every class of `labels` is among the kept ones.
+        labels: (B, H, W) int64, −1 = unlabelled.
+        class_count: T.
+    """
+    kept = prediction.logits[:, :, ::2, ::2].softmax(dim=1).flatten(2)
+    target = _subsample(labels, prediction.logits.shape[2])[:, ::2, ::2].flatten(1)
+    present = target[target >= 0].unique()
+    if not len(present):
+        return kept.sum() * 0.0
+    batch, _, pixels = kept.shape
+    classes = prediction.classes.unsqueeze(-1).expand(-1, -1, pixels)
+    share = kept.new_zeros(batch, class_count, pixels).scatter(1, classes, kept)[:, present]
+    truth = (target.unsqueeze(1) == present[:, None]).to(share.dtype)
+    errors = (truth - share).abs() * (target >= 0).unsqueeze(1)
+    # per class, over all pixels of the batch
+    errors, truth = (x.transpose(0, 1).flatten(1) for x in (errors, truth))
+    errors, order = errors.sort(dim=1, descending=True)
+    hits = truth.gather(1, order).cumsum(dim=1)
+    total = hits[:, -1:]
+    union = total + torch.arange(1, hits.shape[1] + 1, device=hits.device) - hits
+    jaccard = 1 - (total - hits) / union
+    steps = torch.cat([jaccard[:, :1], jaccard.diff(dim=1)], dim=1)
+    loss: Tensor = (errors * steps).sum(dim=1).mean()
+    return loss
+
+
+def _subsample(labels: Tensor, height: int) -> Tensor:
+    """Labels at the middles of a grid with `height` rows."""
+    stride = labels.shape[1] // height
+    return labels[:, stride // 2 :: stride, stride // 2 :: stride]
 
 
 def cost_loss(cost: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -46,8 +97,7 @@ def cost_loss(cost: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """
     size = (cost.shape[1] * 2, cost.shape[2] * 2)
     scores = resize(cost.permute(0, 3, 1, 2), size) / temperature
-    stride = labels.shape[1] // size[0]
-    target = labels[:, stride // 2 :: stride, stride // 2 :: stride]
+    target = _subsample(labels, size[0])
     if not bool((target >= 0).any()):
         return scores.sum() * 0.0
     return F.cross_entropy(scores, target, ignore_index=-1)

@@ -21,7 +21,14 @@ class DataSource:
         folder: holds `images/`, `labels/` and `classes.txt`.
         weight: how often its batches are drawn, relative to the others.
         distractors: absent class names, drawn anew each step from the other sets' lists.
+        overlapping: sets (their folders' names) with classes that may be in these pictures though
+            no label says so; their names are no distractors.
         min_scale: smallest crop, as a share of the picture's sides.
+        mosaic: a training picture is a square of so many pictures a side.
+        rare_share: pictures that hold a class found in a smaller share of the pictures than this
+            are drawn more often (repeat factor sampling, LVIS 2019); 0 = all alike.
+        unions: a line of `classes.txt` is a union of several things, not one thing with several
+            names: all its names are used at every step, and no others.
         pseudo_labels: the folder holds one picture per ImageNet class and no label maps; they are
             made from the ImageNet classifier.
     """
@@ -29,7 +36,11 @@ class DataSource:
     folder: Path
     weight: float = 1.0
     distractors: int = 0
+    overlapping: tuple[str, ...] = ()
     min_scale: float = 0.5
+    mosaic: int = 1
+    rare_share: float = 0.0
+    unions: bool = False
     pseudo_labels: bool = False
 
 
@@ -51,6 +62,11 @@ class Recipe:
         warmup: steps of linear warm-up; a cosine to zero follows.
         cost_loss: weight of the cross-entropy on the stride-16 cost map (0 as published).
         cost_temperature: cosine similarities are divided by this before that cross-entropy.
+        softmax_loss: weight of the cross-entropy over the kept classes (0 as published): the
+            answer is the best of them, so they compete.
+        lovasz_loss: weight of the Lovász-softmax loss, a surrogate of the IoU (0 as published).
+        text_noise: length of the random vectors added to the class embeddings, whose length is 1.
+        synonyms: a vocabulary file of names that mean the same; a class learns under all of them.
         mask_ignored: leave unlabelled pixels out of the mean, rather than count them as zero.
         average_decay: of the moving average of the weights, which is what is measured and kept.
         checkpoint_every, validate_every: in steps.
@@ -72,6 +88,10 @@ class Recipe:
     warmup: int = 1000
     cost_loss: float = 0.0
     cost_temperature: float = 0.05
+    softmax_loss: float = 0.0
+    lovasz_loss: float = 0.0
+    text_noise: float = 0.0
+    synonyms: Path | None = None
     mask_ignored: bool = False
     average_decay: float = 0.0
     gradient_limit: float = 1.0
@@ -104,20 +124,20 @@ def load_recipe(path: Path, root: Path | None = None) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}.") from error
     try:
-        return _recipe(values, path.parent if root is None else root)
+        return _recipe(values, path, path.parent if root is None else root)
     except (ConfigError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _recipe(values: Mapping[str, Any], root: Path) -> Recipe:
-    settings = dict(values)
+def _recipe(values: Mapping[str, Any], path: Path, root: Path) -> Recipe:
+    settings = _plain(values)
     model = settings.pop("model", {})
     preset = model.pop("preset", None)
     if preset not in PRESETS:
         raise ConfigError(f"[model] preset is {preset!r}; it must be one of {sorted(PRESETS)}.")
     config = ModelConfig.from_dict({**dataclasses.asdict(PRESETS[preset]), **model})
     data = tuple(
-        DataSource(**{**entry, "folder": root / entry["folder"]})
+        DataSource(**{**_plain(entry), "folder": root / entry["folder"]})
         for entry in settings.pop("data", [])
     )
     if not data:
@@ -127,6 +147,16 @@ def _recipe(values: Mapping[str, Any], root: Path) -> Recipe:
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ConfigError(f"unknown setting {unknown[0]!r}; known are {sorted(known)}.")
-    if "crop" in settings:
-        settings["crop"] = tuple(settings["crop"])
+    if "synonyms" in settings:
+        settings["synonyms"] = path.parent / settings["synonyms"]
     return Recipe(model=config, data=data, validation=validation, **settings)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With tuples for the lists of TOML: settings are compared and never change."""
+    return {
+        key: tuple(value)
+        if isinstance(value, list) and key not in ("data", "validation")
+        else value
+        for key, value in values.items()
+    }

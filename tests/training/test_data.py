@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 from errseg.datasets import open_folder
-from errseg.training.data import TrainingBatches, augment
+from errseg.training.data import (
+    TrainingBatches,
+    augment,
+    draw_naming,
+    mosaic,
+    picture_chances,
+)
 from errseg.training.recipe import Recipe
 
 NO_NAMES = np.zeros(0, np.int64)
@@ -14,7 +25,8 @@ NO_NAMES = np.zeros(0, np.int64)
 
 def batches(recipe: Recipe) -> TrainingBatches:
     folders = [open_folder(source.folder) for source in recipe.data]
-    return TrainingBatches(recipe, folders, [np.arange(3), NO_NAMES])
+    synonyms = [folder.vocabulary.synonyms for folder in folders]
+    return TrainingBatches(recipe, folders, synonyms, [np.arange(3), NO_NAMES])
 
 
 def test_a_batch_depends_on_seed_and_step_alone(recipe: Recipe) -> None:
@@ -42,3 +54,44 @@ def test_augmentation_moves_picture_and_labels_together() -> None:
         bright = picture.mean(axis=2) > (picture.min() + picture.max()) / 2
         if len(np.unique(target)) == 2:
             assert (bright == (target == 1)).mean() > 0.95
+
+
+def test_pictures_with_rare_classes_come_more_often(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "classes.txt").write_text("common\nrare\nnever\n")
+    for index in range(16):
+        labels = np.full((8, 8), 0, np.uint8)
+        labels[0, 0] = 1 if index == 5 else 255
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"{index:02}.jpg")
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{index:02}.png")
+    chances = picture_chances(open_folder(tmp_path), rare_share=0.25)
+    # the rare class is in 1/16 of the pictures: a quarter of 0.25, so twice as often
+    assert chances[5] == pytest.approx(2 * chances[0])
+    assert chances.sum() == pytest.approx(1)
+    assert np.ptp(picture_chances(open_folder(tmp_path), rare_share=0)) == 0
+
+
+def test_a_class_goes_by_any_of_its_names() -> None:
+    rng = np.random.default_rng(0)
+    synonyms = [("a", "b", "c"), ("d",)]
+    drawn = np.stack([draw_naming(synonyms, rng, every=False) for _ in range(60)])
+    assert drawn.shape == (60, 2, 4)
+    np.testing.assert_allclose(drawn.sum(axis=2), 1)
+    assert (drawn[:, 0, 3] == 0).all() and (drawn[:, 1, 3] == 1).all()
+    assert len(np.unique(drawn[:, 0] > 0, axis=0)) == 7
+    assert draw_naming(synonyms, rng, every=True)[0].tolist() == pytest.approx([1 / 3] * 3 + [0])
+
+
+def test_a_mosaic_keeps_each_picture_with_its_labels(recipe: Recipe) -> None:
+    parts = [
+        (np.full((4, 6, 3), value, np.float32), np.full((4, 6), value, np.int64))
+        for value in range(4)
+    ]
+    image, labels = mosaic(parts)
+    assert image.shape == (8, 12, 3)
+    np.testing.assert_array_equal(image[..., 0], labels)
+    assert [labels[0, 0], labels[0, -1], labels[-1, 0], labels[-1, -1]] == [0, 1, 2, 3]
+    data = tuple(dataclasses.replace(source, mosaic=2) for source in recipe.data)
+    batch = batches(dataclasses.replace(recipe, data=data))[0]
+    assert batch.images.shape == (2, 3, 64, 64)

@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from errseg.model.err_seg import DROPPED_LOGIT, Prediction
-from errseg.training.loss import classes_present, cost_loss, segmentation_loss
+from errseg.training.loss import (
+    classes_present,
+    cost_loss,
+    lovasz_loss,
+    segmentation_loss,
+    softmax_loss,
+)
 
 CLASSES = 5
 
@@ -58,3 +64,47 @@ def test_cost_loss_prefers_the_true_class() -> None:
 def test_classes_present() -> None:
     labels = torch.tensor([[[0, 2], [-1, -1]], [[1, 1], [1, 1]]])
     assert classes_present(labels, 3).tolist() == [[True, False, True], [False, True, False]]
+
+
+def test_softmax_loss_is_the_cross_entropy_among_the_kept_classes() -> None:
+    prediction, labels = example()
+    target = labels[:, 2::4, 2::4]
+    place = torch.full_like(target, -1)
+    for picture in range(2):
+        for index, class_id in enumerate(prediction.classes[picture]):
+            place[picture][target[picture] == class_id] = index
+    expected = F.cross_entropy(prediction.logits, place, ignore_index=-1)
+    torch.testing.assert_close(softmax_loss(prediction, labels), expected)
+    assert float(softmax_loss(prediction, torch.full_like(labels, -1))) == 0.0
+
+
+def test_lovasz_loss_of_hard_predictions_is_one_minus_iou() -> None:
+    """Where the softmax is 0 or 1, the Lovász extension is the Jaccard loss itself."""
+    prediction, _ = example()
+    generator = torch.Generator().manual_seed(1)
+    place = torch.randint(3, (2, 4, 4), generator=generator)
+    hard = F.one_hot(place, 3).permute(0, 3, 1, 2).float() * 1000
+    prediction = prediction._replace(logits=hard)
+    # labels of 16 × 16; the loss reads the grid (10, 10), stride 8, of the logits' grid stride 4
+    labels = torch.full((2, 16, 16), -1)
+    truth = torch.tensor([[[0, 2], [4, 0]], [[3, -1], [1, 3]]])
+    labels[:, 2::8, 2::8] = truth
+    guess = prediction.classes.gather(1, place[:, ::2, ::2].flatten(1)).view(2, 2, 2)
+    guess = torch.where(truth < 0, -1, guess)
+    ious = [
+        float(((guess == c) & (truth == c)).sum() / ((guess == c) | (truth == c)).sum())
+        for c in truth[truth >= 0].unique()
+    ]
+    ours = lovasz_loss(prediction, labels, CLASSES)
+    torch.testing.assert_close(float(ours), 1 - sum(ious) / len(ious))
+    assert float(lovasz_loss(prediction, torch.full_like(labels, -1), CLASSES)) == 0.0
+
+
+def test_lovasz_loss_has_a_gradient_towards_the_truth() -> None:
+    prediction, labels = example()
+    logits = prediction.logits.requires_grad_()
+    before = lovasz_loss(prediction, labels, CLASSES)
+    before.backward()
+    assert logits.grad is not None
+    better = prediction._replace(logits=logits.detach() - logits.grad)
+    assert float(lovasz_loss(better, labels, CLASSES)) < float(before)
