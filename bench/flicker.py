@@ -80,7 +80,7 @@ def made_clips(path: Path, options: argparse.Namespace) -> list[dict[str, object
     count = options.scenes
     pairs = [folder.pairs[i * len(folder.pairs) // count] for i in range(count)]
     clips = [
-        list(moving(*read_pair(pair), options.scene_frames, seed))
+        list(moving(*read_pair(folder, pair), options.scene_frames, seed))
         for seed, pair in enumerate(pairs)
     ]
     rows: list[dict[str, object]] = []

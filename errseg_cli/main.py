@@ -9,6 +9,7 @@ import typer
 
 import errseg
 from errseg_cli.classes import classes
+from errseg_cli.evaluate import evaluate
 from errseg_cli.merge import merge
 from errseg_cli.models import models
 from errseg_cli.output import print_result
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 for command in (run, merge, classes, models, samples, train):
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 def _show_version(wanted: bool) -> None:

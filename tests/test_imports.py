@@ -34,6 +34,7 @@ LAYERS = [
     {"segmenter"},
     {"run_record"},
     {"datasets"},
+    {"benchmarks"},
     {"evaluation"},
     {"training"},
 ]

@@ -1,4 +1,4 @@
-"""Confusion matrix and the figures read off it."""
+"""Confusion matrix, calibration, and the figures read off them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+CALIBRATION_BINS = 10
+"""Of equal width, over probabilities 0..1."""
+
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class) over any number of pictures."""
+    """Counts of (true class, predicted class) over any number of pictures.
+
+    `counts` is (C, C + 1) int64; the last column counts pixels left without a class.
+    """
 
     def __init__(self, class_count: int) -> None:
         self.counts: NDArray[np.int64] = np.zeros((class_count, class_count + 1), np.int64)
@@ -28,11 +34,44 @@ class ConfusionMatrix:
         self.counts += np.bincount(flat, minlength=self.counts.size).reshape(self.counts.shape)
 
 
+class Calibration:
+    """How often the best class is right, by its probability.
+
+    `pixels` and `right` are (CALIBRATION_BINS,) int64.
+    """
+
+    def __init__(self) -> None:
+        self.pixels: NDArray[np.int64] = np.zeros(CALIBRATION_BINS, np.int64)
+        self.right: NDArray[np.int64] = np.zeros(CALIBRATION_BINS, np.int64)
+
+    def update(
+        self,
+        truth: NDArray[np.int64],
+        predicted: NDArray[np.int64],
+        probability: NDArray[np.float32],
+    ) -> None:
+        """Count one picture: arrays (H, W); pixels where either class is negative are left out."""
+        known = (truth >= 0) & (predicted >= 0)
+        place = (probability[known] * CALIBRATION_BINS).astype(np.int64)
+        place = place.clip(0, CALIBRATION_BINS - 1)
+        self.pixels += np.bincount(place, minlength=CALIBRATION_BINS)
+        hits = place[truth[known] == predicted[known]]
+        self.right += np.bincount(hits, minlength=CALIBRATION_BINS)
+
+
 @dataclass(frozen=True)
 class Metrics:
-    """Figures of one data set, all 0..1; classes without a true pixel are left out (NaN)."""
+    """Figures of one data set, all 0..1; classes without a true pixel are left out (NaN).
+
+    Attributes:
+        iou, accuracy: (C,) per class; accuracy is the share of its pixels found.
+        mean_iou, mean_accuracy: over the classes present.
+        frequency_weighted_iou: weighted by the classes' shares of the labelled pixels.
+        pixel_accuracy: share of all labelled pixels.
+    """
 
     iou: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
     mean_iou: float
     frequency_weighted_iou: float
     pixel_accuracy: float
@@ -46,14 +85,16 @@ def metrics(matrix: ConfusionMatrix) -> Metrics:
     true = counts.sum(axis=1)
     predicted = counts.sum(axis=0)[:-1]
     present = true > 0
+    nan = float("nan")
     if not present.any():
-        nan = float("nan")
-        return Metrics(np.full(len(true), nan), nan, nan, nan, nan)
+        none = np.full(len(true), nan)
+        return Metrics(none, none, nan, nan, nan, nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         iou = np.where(present, hits / (true + predicted - hits), np.nan)
         accuracy = np.where(present, hits / true, np.nan)
     return Metrics(
         iou=iou,
+        accuracy=accuracy,
         mean_iou=float(np.nanmean(iou)),
         frequency_weighted_iou=float(np.nansum(iou * true) / true.sum()),
         pixel_accuracy=float(hits.sum() / true.sum()),

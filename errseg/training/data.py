@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from errseg.datasets import LabelledFolder, read_pair
+from errseg.datasets import LabelledFolder, read_labels, read_pair
 from errseg.training.recipe import Recipe
 
 NAME_CHANCE = 0.5
@@ -83,7 +83,7 @@ class TrainingBatches(Dataset[TrainingBatch]):
         chosen = rng.choice(np.arange(len(chances)), count, replace=replace, p=chances)
         height, width = (side // source.mosaic for side in self.recipe.crop)
         parts = [
-            augment(*read_pair(folder.pairs[i]), (height, width), source.min_scale, rng)
+            augment(*read_pair(folder, folder.pairs[i]), (height, width), source.min_scale, rng)
             for i in chosen
         ]
         samples = [
@@ -114,7 +114,7 @@ def picture_chances(folder: LabelledFolder, rare_share: float) -> NDArray[np.flo
         return np.full(count, 1 / count)
     held = np.zeros((count, len(folder.vocabulary)), bool)
     for row, pair in zip(held, folder.pairs, strict=True):
-        labels = np.unique(read_pair(pair)[1])
+        labels = np.unique(read_labels(pair[1], folder.ids))
         row[labels[labels >= 0]] = True
     shares = np.maximum(held.mean(axis=0), 1 / count)
     factors = np.where(held, np.sqrt(rare_share / shares), 0).max(axis=1).clip(min=1)

@@ -27,7 +27,7 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
 # help and version
 
 
-@pytest.mark.parametrize("command", ["run", "classes", "models", "samples", "train"])
+@pytest.mark.parametrize("command", ["run", "classes", "models", "samples", "train", "eval"])
 def test_every_command_explains_itself(command: str) -> None:
     code, out, _ = invoke(command, "--help")
     assert code == 0

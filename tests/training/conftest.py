@@ -5,29 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from labelled import write_folder
 
 from errseg.config import TINY
 from errseg.training.recipe import DataSource, Recipe
-
-COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)
-
-
-def write_folder(folder: Path, count: int, seed: int) -> Path:
-    """Pictures of three coloured stripes in random order; a corner is unlabelled."""
-    rng = np.random.default_rng(seed)
-    (folder / "images").mkdir(parents=True)
-    (folder / "labels").mkdir()
-    (folder / "classes.txt").write_text("brick, red wall\nlawn\nlake\n")
-    for index in range(count):
-        labels = np.repeat(rng.permutation(3), 24)[:67, None].repeat(71, axis=1).astype(np.uint8)
-        image = COLOURS[labels] + rng.integers(0, 30, (*labels.shape, 3), np.uint8)
-        labels[:9, :9] = 255
-        Image.fromarray(image).save(folder / "images" / f"{index:03}.jpg", quality=95)
-        Image.fromarray(labels).save(folder / "labels" / f"{index:03}.png")
-    return folder
 
 
 @pytest.fixture

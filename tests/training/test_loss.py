@@ -107,4 +107,4 @@ def test_lovasz_loss_has_a_gradient_towards_the_truth() -> None:
     before.backward()
     assert logits.grad is not None
     better = prediction._replace(logits=logits.detach() - logits.grad)
-    assert float(lovasz_loss(better, labels, CLASSES)) < float(before)
+    assert float(lovasz_loss(better, labels, CLASSES)) < float(before.detach())
