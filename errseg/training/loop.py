@@ -297,18 +297,20 @@ def _initial_model(recipe: Recipe, names: Sequence[str]) -> ErrSeg:
         model = ErrSeg(recipe.model)
         if isinstance(model.text_encoder, MiniLMTextEncoder):
             set_centre(model.text_encoder, names, recipe.model.prompt)
-    _freeze(model, recipe.frozen_stages)
+    _freeze(model, recipe)
     return model
 
 
-def _freeze(model: ErrSeg, stages: int) -> None:
-    """Keep the text tower, and the trunk up to and including so many stages, as they are."""
+def _freeze(model: ErrSeg, recipe: Recipe) -> None:
+    """Keep the text tower, and of the trunk what the recipe says, as they are."""
     if isinstance(model.text_encoder, nn.Module):
         model.text_encoder.requires_grad_(False)
+    if recipe.trunk_rate == 0:
+        model.image_encoder.requires_grad_(False)
     encoder = model.image_encoder.encoder
-    if stages and isinstance(encoder, EfficientNetLiteEncoder):
+    if recipe.frozen_stages and isinstance(encoder, EfficientNetLiteEncoder):
         encoder.stem.requires_grad_(False)
-        encoder.stages[:stages].requires_grad_(False)
+        encoder.stages[: recipe.frozen_stages].requires_grad_(False)
 
 
 def _parameter_groups(model: ErrSeg, recipe: Recipe) -> list[dict[str, Any]]:

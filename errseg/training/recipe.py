@@ -56,7 +56,7 @@ class Recipe:
         validation: sets to measure on; nothing is learnt from them.
         crop: (H, W) of training crops, multiples of 32.
         keep: K in training; classes in the ground truth are always kept.
-        learning_rate, trunk_rate: peak rate, and the trunk's share of it.
+        learning_rate, trunk_rate: peak rate, and the trunk's share of it (0: it stays).
         frozen_stages: the trunk's stem and this many stages are left as they are.
         weight_decay: AdamW's; 0 for norms, biases and layers' gammas.
         warmup: steps of linear warm-up; a cosine to zero follows.
