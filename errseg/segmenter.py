@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from errseg.devices import Precision, resolve_device, resolve_precision
+from errseg.embedding_cache import cache_folder, cached_embeddings
 from errseg.errors import ConfigError, InputError
 from errseg.inference import best_class, predict
 from errseg.model.err_seg import ClassMaps, ErrSeg
@@ -95,9 +96,14 @@ class Segmenter:
 
     @torch.inference_mode()
     def _embed(self, vocabulary: Vocabulary) -> Tensor:
-        prompt = self.model.config.prompt
-        embeddings = embed_classes(
-            self.model.text_encoder, vocabulary.synonyms, prompt, self.synonyms
+        encoder, names = self.model.text_encoder, vocabulary.synonyms
+        prompt, mode = self.model.config.prompt, self.synonyms
+        embeddings = cached_embeddings(
+            lambda: embed_classes(encoder, names, prompt, mode),
+            encoder,
+            names,
+            (prompt, mode),
+            cache_folder(),
         )
         return embeddings.to(self.device)
 

@@ -9,6 +9,9 @@ import pytest
 # each other, a hundred times as long where another program keeps the cores busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Tests keep nothing in the user's own cache; those of the cache itself name a folder.
+os.environ["ERRSEG_CACHE"] = "off"
+
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:

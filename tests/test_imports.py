@@ -28,6 +28,7 @@ LAYERS = [
     {"resume"},
     {"devices", "model"},
     {"weights", "published"},
+    {"embedding_cache"},
     {"steady"},
     {"inference"},
     {"windows"},

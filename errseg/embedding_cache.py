@@ -1,0 +1,121 @@
+"""Text embeddings on disk: a vocabulary is encoded once per model, whatever the process.
+
+An entry is found by its content: the text tower's weights, the prompts and how they are averaged.
+It holds numbers only, no names. `ERRSEG_CACHE` names another folder, or `off`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from errseg.errors import WriteError
+from errseg.files import write_bytes_atomic
+
+ENTRY_FORMAT = 1
+"""Part of every key: a change of how names become embeddings makes a new one."""
+
+LARGEST_CACHE_BYTES = 256 << 20
+"""The entries that were read longest ago go first."""
+
+_CHUNK = 4096
+_NAME = "embeddings"
+
+
+def cache_folder() -> Path | None:
+    """Where embeddings are kept; None = nowhere."""
+    chosen = os.environ.get("ERRSEG_CACHE")
+    if chosen:
+        return None if chosen == "off" else Path(chosen)
+    with contextlib.suppress(RuntimeError):  # a process without a home
+        home = Path.home()
+        if sys.platform == "darwin":
+            return home / "Library" / "Caches" / "errseg"
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")) / "errseg"
+        return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "errseg"
+    return None
+
+
+def cached_embeddings(
+    compute: Callable[[], Tensor],
+    encoder: object,
+    synonyms: Sequence[Sequence[str]],
+    setting: Sequence[str],
+    folder: Path | None,
+) -> Tensor:
+    """`compute()`, or what it gave the last time for the same content.
+
+    Damaged entries are computed anew; a folder that cannot be written is done without.
+
+    Args:
+        compute: gives (T, D) float32.
+        encoder, synonyms, setting: all that the embeddings depend on: the text tower (one that is
+            no module has no weights to tell it by: nothing is kept), the names of each of the T
+            classes, and whatever else decides.
+        folder: from `cache_folder`; None = always compute.
+    """
+    if folder is None or not isinstance(encoder, nn.Module):
+        return compute()
+    names = [list(group) for group in synonyms]
+    content = json.dumps([ENTRY_FORMAT, fingerprint(encoder), names, list(setting)])
+    path = folder / f"text-{hashlib.sha256(content.encode()).hexdigest()}.safetensors"
+    found = _read(path, len(synonyms))
+    if found is not None:
+        return found
+    embeddings = compute()
+    from safetensors.torch import save
+
+    with contextlib.suppress(WriteError):
+        write_bytes_atomic(path, save({_NAME: embeddings.cpu().contiguous()}))
+        _make_room(folder)
+    return embeddings
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of all weights, or rather of sums of their bits, which takes milliseconds."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        bits = flat.view(torch.uint8)
+        whole = len(bits) // _CHUNK * _CHUNK
+        # as 32-bit words, summed in 64 bits: no sum can overflow
+        words = bits[:whole].view(torch.int32).view(-1, _CHUNK // 4)
+        for across in (0, 1):  # both ways: sums one way do not see the order
+            digest.update(words.sum(dim=across, dtype=torch.int64).numpy().tobytes())
+        digest.update(bits[whole:].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, classes: int) -> Tensor | None:
+    from safetensors.torch import load
+
+    try:
+        embeddings = load(path.read_bytes())[_NAME]
+    except Exception:  # missing, damaged or not to be read: computed again
+        return None
+    if embeddings.ndim != 2 or len(embeddings) != classes or not embeddings.isfinite().all():
+        return None
+    with contextlib.suppress(OSError):
+        path.touch()
+    return embeddings
+
+
+def _make_room(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        entries = [(path.stat(), path) for path in folder.glob("text-*.safetensors")]
+        total = sum(facts.st_size for facts, _ in entries)
+        for facts, path in sorted(entries, key=lambda entry: entry[0].st_mtime):
+            if total <= LARGEST_CACHE_BYTES:
+                break
+            path.unlink(missing_ok=True)
+            total -= facts.st_size
