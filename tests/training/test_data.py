@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from errseg.datasets import open_folder
+from errseg.training.augmentation import draw_squash
 from errseg.training.data import (
     TrainingBatches,
-    augment,
     draw_naming,
     mosaic,
     picture_chances,
@@ -50,7 +50,7 @@ def test_augmentation_moves_picture_and_labels_together() -> None:
     labels[:, 40:] = 1
     image = np.where(labels[..., None] == 1, 220, 30).repeat(3, axis=2).astype(np.uint8)
     for _ in range(20):
-        picture, target = augment(image, labels, (32, 64), 0.5, rng)
+        picture, target = draw_squash((60, 80), (32, 64), 0.5, rng)(image, labels)
         bright = picture.mean(axis=2) > (picture.min() + picture.max()) / 2
         if len(np.unique(target)) == 2:
             assert (bright == (target == 1)).mean() > 0.95

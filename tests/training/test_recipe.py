@@ -55,6 +55,10 @@ def test_folders_relative_to_a_given_root(tmp_path: Path) -> None:
         ("[[data]]", "[[dater]]", "data"),
         ("crop = [64, 96]", "crop = [64, 90]", "90"),
         ("steps = 10", "steps = 0", "steps"),
+        ("steps = 10", "accumulate = 0", "accumulate"),
+        ("steps = 10", 'precision = "fp8"', "fp8"),
+        ("steps = 10", 'augmentation = "none"', "augmentation"),
+        ("steps = 10", 'tuning = "published"', "CLIP"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, named: str) -> None:
