@@ -7,6 +7,7 @@ import copy
 import csv
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -131,11 +132,10 @@ class _TrainingRun:
         self.shared: DistributedDataParallel | None = None
         if world.size > 1:
             share_stochastic_depth(self.model, world)
-            self.shared = DistributedDataParallel(
-                self.model,
-                device_ids=[device.index] if device.type == "cuda" else None,
-                broadcast_buffers=False,
-            )
+            # a depth-wise conv's gradient has two names for one layout: no copy is made
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+            device_ids = [device.index] if device.type == "cuda" else None
+            self.shared = DistributedDataParallel(self.model, device_ids=device_ids)
 
     def advance(self, batches: Iterable[TrainingBatch]) -> dict[str, float]:
         """One optimiser step on `accumulate` batches.
