@@ -15,10 +15,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from errseg.config import TINY_CONVNEXT
 from errseg.errors import ConfigError, DeviceError
+from errseg.model.layers import DropPath
 from errseg.training import loop
-from errseg.training.distributed import ALONE, World, is_first_process, join_world
+from errseg.training.distributed import (
+    ALONE,
+    World,
+    is_first_process,
+    join_world,
+    share_stochastic_depth,
+)
 from errseg.training.loop import CHECKPOINT_NAME, METRICS_NAME, train
 from errseg.training.recipe import Recipe
 from errseg.weights import load_model
@@ -124,6 +133,22 @@ def test_processes_go_on_from_the_checkpoint_of_one(shared_recipe: Recipe, tmp_p
     )
 
 
+def test_two_processes_train_the_towers_of_clip_as_one(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(TINY_CONVNEXT, prompt="{}", drop_path=0.3),
+        tuning="published",
+        augmentation="published",
+        validation=(),
+        steps=2,
+    )
+    train(recipe, tmp_path / "one", device=CPU, workers=0)
+    together(recipe, tmp_path / "two")
+    assert [float(row["loss"]) for row in rows(tmp_path / "two")] == pytest.approx(
+        [float(row["loss"]) for row in rows(tmp_path / "one")], rel=1e-4
+    )
+
+
 def test_a_batch_that_does_not_divide_is_refused(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +159,26 @@ def test_a_batch_that_does_not_divide_is_refused(
     monkeypatch.setattr(loop, "join_world", join_three)
     with pytest.raises(ConfigError, match=r"batch_size is 2; .* processes, 3"):
         train(recipe, tmp_path / "run", device=CPU, workers=0)
+
+
+def test_stochastic_depth_drops_what_one_process_would() -> None:
+    """timm's layers are replaced by ours, which draw for the whole batch."""
+    from timm.layers import DropPath as TimmDropPath
+
+    model = nn.Sequential(TimmDropPath(0.4), DropPath(0.4))
+    x = torch.ones(6, 2)
+
+    def dropped(world: World) -> torch.Tensor:
+        share_stochastic_depth(model, world)
+        torch.manual_seed(5)
+        out: torch.Tensor = model(x.chunk(world.size)[world.rank])
+        return out
+
+    torch.manual_seed(5)
+    whole = model(x)
+    assert 0 in whole and not (whole == 0).all()
+    parts = [dropped(World(rank, 3)) for rank in range(3)]
+    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_alone_all_sums_are_the_values_themselves() -> None:
