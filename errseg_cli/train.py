@@ -64,7 +64,8 @@ def train(
 ) -> None:
     """Train a model by a recipe; the same command again goes on from the last checkpoint.
 
-    Prints the path of the final weights, for `errseg run --weights`. RUN also gets metrics.csv.
+    Prints the path of the final weights, for `errseg run --weights`. RUN also gets metrics.csv,
+    curves.png and, for some validation pictures, the labels at that step.
     Several GPUs train together where torchrun starts the command.
 
     Example:
@@ -83,10 +84,13 @@ def train(
         from errseg.devices import resolve_device
         from errseg.training import loop
         from errseg.training.distributed import is_first_process
+        from errseg.training.pictures import can_draw_curves
 
         first = is_first_process()
         if first and any(source.pseudo_labels for source in plan.data):
             say("errseg: making pseudo-labels first, where they are missing; it takes minutes")
+        if first and not can_draw_curves():
+            say("errseg: no curves.png without matplotlib; type: pip install 'errseg[plots]'")
         # torchrun's other processes train, too, but one is enough to tell of it
         shown = _figures_shown(plan.steps) if first else contextlib.nullcontext(_tell_nobody)
         with shown as report:

@@ -32,6 +32,7 @@ from errseg.training.loss import (
     segmentation_loss,
     softmax_loss,
 )
+from errseg.training.pictures import can_draw_curves, draw_curves, draw_samples
 from errseg.training.pseudo_labels import make_pseudo_labels
 from errseg.training.recipe import DataSource, Recipe
 from errseg.training.start import initial_model, parameter_groups
@@ -41,6 +42,10 @@ from errseg.weights import save_model
 CHECKPOINT_NAME = "checkpoint.pt"
 METRICS_NAME = "metrics.csv"
 WEIGHTS_NAME = "model.safetensors"
+CURVES_NAME = "curves.png"
+SAMPLES_NAME = "samples"
+SAMPLE_COUNT = 6
+"""Pictures of all validation sets together, but at least one of each."""
 
 Report = Callable[[Mapping[str, float]], None]
 
@@ -60,7 +65,8 @@ def train(
 
     Args:
         recipe: the whole run; the same recipe and seed give the same losses.
-        out: gets `checkpoint.pt`, `metrics.csv` and, at the end, `model.safetensors`.
+        out: gets `checkpoint.pt`, `metrics.csv` and, at the end, `model.safetensors`; with each
+            validation `samples/step-N.jpg` and, where matplotlib is installed, `curves.png`.
         workers: processes that read and augment pictures, for each process that trains.
         report: called after every step with its figures, and with the figures of a validation.
 
@@ -100,11 +106,14 @@ def _steps(run: _TrainingRun, workers: int, report: Report) -> None:
         if not run.world.first:
             continue
         last = run.step == recipe.steps
-        if run.step % recipe.validate_every == 0 or last:
+        measures = run.step % recipe.validate_every == 0 or last
+        if measures:
             measured = run.validate(0 if last else recipe.validation_limit)
             figures = {**figures, **measured}
             report({"step": run.step, **measured})
         run.log(figures)
+        if measures:
+            run.draw()
         if run.step % recipe.checkpoint_every == 0 or last:
             run.save()
 
@@ -240,6 +249,15 @@ class _TrainingRun:
             ).mean_iou
             for folder in self.recipe.validation
         }
+
+    def draw(self) -> None:
+        """Pictures of what the average makes of the validation sets, and of the figures so far."""
+        if folders := [open_folder(folder) for folder in self.recipe.validation]:
+            self.averaged.eval()
+            path = self.out / SAMPLES_NAME / f"step-{self.step}.jpg"
+            draw_samples(self.averaged, folders, max(1, SAMPLE_COUNT // len(folders)), path)
+        if can_draw_curves():
+            draw_curves(self.out / METRICS_NAME, self.out / CURVES_NAME)
 
     def log(self, figures: Mapping[str, float]) -> None:
         """Append one row of metrics.csv."""
