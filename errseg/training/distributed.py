@@ -65,12 +65,17 @@ class World:
 
     @contextlib.contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
-        """The body runs in the first process, and then, its files there, in the others."""
+        """The body runs in the first process, and then, its files there, in the others.
+
+        An error of the first does not keep the others waiting: they will meet the same.
+        """
         if not self.first:
             self.wait()
-        yield
-        if self.first:
-            self.wait()
+        try:
+            yield
+        finally:
+            if self.first:
+                self.wait()
 
     def _reduced(self, value: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
         value = value.detach().clone()
@@ -120,7 +125,10 @@ def join_world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
         return
     device = _own_device(device)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        if device.type == "cuda":
+            dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"the processes cannot meet ({error}); start them with torchrun."

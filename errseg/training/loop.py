@@ -110,7 +110,8 @@ def _steps(run: _TrainingRun, workers: int, report: Report) -> None:
         if measures:
             measured = run.validate(0 if last else recipe.validation_limit)
             figures = {**figures, **measured}
-            report({"step": run.step, **measured})
+            if measured:
+                report({"step": run.step, **measured})
         run.log(figures)
         if measures:
             run.draw()
@@ -174,7 +175,7 @@ class _TrainingRun:
         torch.manual_seed(recipe.seed * recipe.steps * recipe.accumulate + number)
         self.model.train()
         with self._exchange(last=place == recipe.accumulate - 1):
-            with torch.autocast(self.device.type, self.dtype, enabled=self._is_mixed):
+            with self._arithmetic():
                 text = self.texts.of_batch(batch)
                 required = classes_present(labels, len(text))
                 # all processes keep as many classes as the one whose pictures hold the most
@@ -186,9 +187,10 @@ class _TrainingRun:
             self.scaler.scale(loss / recipe.accumulate).backward()
         return {"source": batch.source, **figures}
 
-    @property
-    def _is_mixed(self) -> bool:
-        return self.dtype != torch.float32
+    def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
 
     def _exchange(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Processes exchange gradients once a step, in the backward pass of its last batch."""

@@ -94,8 +94,10 @@ class ClassTexts:
             embeddings = self._encode(distinct.tolist())[places.to(self.embeddings.device)]
         else:
             embeddings = self.embeddings[rows.to(self.embeddings.device)]
-        count = int(used.sum())
-        own = batch.naming[:, used].to(embeddings.device) @ embeddings[:count]
-        text = F.normalize(torch.cat([own, embeddings[count:]]), dim=-1)
-        noise = torch.randn_like(text) * (self.recipe.text_noise / text.shape[1] ** 0.5)
-        return F.normalize(text + noise, dim=-1)
+        # float32 whatever the autocast, as are the cost maps: near classes must not tie
+        with torch.autocast(embeddings.device.type, enabled=False):
+            count = int(used.sum())
+            own = batch.naming[:, used].to(embeddings.device) @ embeddings[:count]
+            text = F.normalize(torch.cat([own, embeddings[count:]]), dim=-1)
+            noise = torch.randn_like(text) * (self.recipe.text_noise / text.shape[1] ** 0.5)
+            return F.normalize(text + noise, dim=-1)

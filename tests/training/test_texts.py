@@ -33,6 +33,11 @@ def test_a_trained_tower_embeds_anew_with_gradient(recipe: Recipe) -> None:
         torch.manual_seed(number)
         torch.testing.assert_close(anew, kept.of_batch(batches[number]))
         assert anew.requires_grad
+    torch.manual_seed(0)
+    exact = kept.of_batch(batches[0])
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kept.of_batch(batches[0]), exact)
     torch.nn.init.normal_(next(iter(encoder.parameters())))
     torch.manual_seed(0)
     assert not torch.allclose(trained.of_batch(batches[0]), kept.of_batch(batches[0]))
