@@ -10,7 +10,7 @@ import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -35,42 +35,48 @@ from errseg.weights import load_model
 CPU = torch.device("cpu")
 
 WORKER = """
-import pickle, sys, torch
+import os, pickle, sys, torch
 from pathlib import Path
 from errseg.training.loop import train
-recipe, out = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
-seen = []
-train(recipe, out, device=torch.device("cpu"), workers=0, report=seen.append)
-(out / f"reports-{__import__('os').environ['RANK']}").write_text(str(len(seen)))
+for recipe, out, port in pickle.loads(Path(sys.argv[1]).read_bytes()):
+    os.environ["MASTER_PORT"] = str(port)
+    seen = []
+    train(recipe, out, device=torch.device("cpu"), workers=0, report=seen.append)
+    (out / f"reports-{os.environ['RANK']}").write_text(str(len(seen)))
 """
+PATIENCE_S = 900
+"""Two processes wait for each other, and for whoever else keeps the cores busy."""
 
 
-def together(recipe: Recipe, out: Path, count: int = 2) -> list[str]:
-    """Train in `count` processes; what each wrote to stderr."""
-    out.mkdir(exist_ok=True)
-    stored = out / "recipe.pickle"
-    stored.write_bytes(pickle.dumps(recipe))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def together(jobs: dict[Path, Recipe], folder: Path) -> None:
+    """Run trainings, each into its folder, one after the other in two processes."""
+    with contextlib.ExitStack() as taken:
+        sockets = [taken.enter_context(socket.socket()) for _ in jobs]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        ports = [free.getsockname()[1] for free in sockets]
+    stored = folder / "jobs.pickle"
+    listed = [(recipe, out, port) for (out, recipe), port in zip(jobs.items(), ports, strict=True)]
+    stored.write_bytes(pickle.dumps(listed))
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    launched = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(stored), str(out)],
+            [sys.executable, "-c", WORKER, str(stored)],
             stderr=subprocess.PIPE,
             text=True,
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
-            },
+            env={**launched, "RANK": rank, "LOCAL_RANK": rank},
         )
-        for rank in range(count)
+        for rank in ("0", "1")
     ]
-    return [process.communicate(timeout=240)[1] for process in processes]
+    try:
+        errors = [process.communicate(timeout=PATIENCE_S)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors
+    # nothing of the library's, nor of torch's about it
+    assert "errseg" not in "".join(errors)
 
 
 def rows(out: Path) -> list[dict[str, str]]:
@@ -78,14 +84,16 @@ def rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture
-def shared_recipe(recipe: Recipe) -> Recipe:
-    """Every loss, stochastic depth, mosaics, two batches a step: all that a split could change."""
-    data = (dataclasses.replace(recipe.data[0], mosaic=2), *recipe.data[1:])
+def losses(out: Path) -> list[float]:
+    return [float(row["loss"]) for row in rows(out)]
+
+
+def whatever_a_split_could_change(recipe: Recipe) -> Recipe:
+    """Every loss, stochastic depth, mosaics, two batches a step."""
     return dataclasses.replace(
         recipe,
         model=dataclasses.replace(recipe.model, drop_path=0.3),
-        data=data,
+        data=(dataclasses.replace(recipe.data[0], mosaic=2), *recipe.data[1:]),
         softmax_loss=0.3,
         lovasz_loss=0.5,
         text_noise=0.1,
@@ -96,45 +104,8 @@ def shared_recipe(recipe: Recipe) -> Recipe:
     )
 
 
-def test_two_processes_learn_as_one(shared_recipe: Recipe, tmp_path: Path) -> None:
-    train(shared_recipe, tmp_path / "one", device=CPU, workers=0)
-    errors = together(shared_recipe, tmp_path / "two")
-    assert "Error" not in "".join(errors), errors
-    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
-    assert len(one) == len(two) == 4
-    for name in ("loss", "cost_loss", "rate"):
-        assert [float(row[name]) for row in two] == pytest.approx(
-            [float(row[name]) for row in one], rel=1e-4
-        )
-    # four steps and a validation, from the first process alone
-    assert [(tmp_path / "two" / f"reports-{rank}").read_text() for rank in (0, 1)] == ["5", "0"]
-    alone, both = (
-        load_model(tmp_path / name / "model.safetensors").state_dict() for name in ("one", "two")
-    )
-    for key, value in alone.items():
-        torch.testing.assert_close(both[key], value, rtol=0.02, atol=2e-3)
-
-
-def test_processes_go_on_from_the_checkpoint_of_one(shared_recipe: Recipe, tmp_path: Path) -> None:
-    class KilledError(Exception):
-        pass
-
-    def report(figures: object) -> None:
-        if len(rows(tmp_path / "run") if (tmp_path / "run" / METRICS_NAME).exists() else []) == 3:
-            raise KilledError
-
-    train(shared_recipe, tmp_path / "whole", device=CPU, workers=0)
-    with pytest.raises(KilledError):
-        train(shared_recipe, tmp_path / "run", device=CPU, workers=0, report=report)
-    assert (tmp_path / "run" / CHECKPOINT_NAME).exists()
-    together(shared_recipe, tmp_path / "run")
-    assert [float(row["loss"]) for row in rows(tmp_path / "run")] == pytest.approx(
-        [float(row["loss"]) for row in rows(tmp_path / "whole")], rel=1e-4
-    )
-
-
-def test_two_processes_train_the_towers_of_clip_as_one(recipe: Recipe, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(
+def towers_of_clip(recipe: Recipe) -> Recipe:
+    return dataclasses.replace(
         recipe,
         model=dataclasses.replace(TINY_CONVNEXT, prompt="{}", drop_path=0.3),
         tuning="published",
@@ -142,11 +113,44 @@ def test_two_processes_train_the_towers_of_clip_as_one(recipe: Recipe, tmp_path:
         validation=(),
         steps=2,
     )
-    train(recipe, tmp_path / "one", device=CPU, workers=0)
-    together(recipe, tmp_path / "two")
-    assert [float(row["loss"]) for row in rows(tmp_path / "two")] == pytest.approx(
-        [float(row["loss"]) for row in rows(tmp_path / "one")], rel=1e-4
+
+
+def test_two_processes_learn_as_one(recipe: Recipe, tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    def report(figures: Mapping[str, float]) -> None:
+        if figures["step"] == 4:
+            raise KilledError
+
+    all_losses, clip = whatever_a_split_could_change(recipe), towers_of_clip(recipe)
+    train(all_losses, tmp_path / "one", device=CPU, workers=0)
+    train(clip, tmp_path / "clip-one", device=CPU, workers=0)
+    with pytest.raises(KilledError):
+        train(all_losses, tmp_path / "resumed", device=CPU, workers=0, report=report)
+    assert (tmp_path / "resumed" / CHECKPOINT_NAME).exists()
+    together(
+        {
+            tmp_path / "two": all_losses,
+            tmp_path / "clip-two": clip,
+            tmp_path / "resumed": all_losses,
+        },
+        tmp_path,
     )
+    whole = losses(tmp_path / "one")
+    assert len(whole) == 4
+    assert losses(tmp_path / "two") == pytest.approx(whole, rel=1e-4)
+    assert losses(tmp_path / "resumed") == pytest.approx(whole, rel=1e-4)
+    assert losses(tmp_path / "clip-two") == pytest.approx(losses(tmp_path / "clip-one"), rel=1e-4)
+    aligned = [[float(row["cost_loss"]) for row in rows(tmp_path / n)] for n in ("one", "two")]
+    assert aligned[1] == pytest.approx(aligned[0], rel=1e-4)
+    # four steps and a validation, and from the first process alone
+    assert [(tmp_path / "two" / f"reports-{rank}").read_text() for rank in (0, 1)] == ["5", "0"]
+    one, two = (
+        load_model(tmp_path / name / "model.safetensors").state_dict() for name in ("one", "two")
+    )
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=0.02, atol=2e-3)
 
 
 def test_a_batch_that_does_not_divide_is_refused(
