@@ -44,7 +44,11 @@ def train(
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Weights to go on from, instead of the recipe's start."),
+        typer.Option(
+            metavar="FILE",
+            help="Weights to go on from, instead of the recipe's start; an open_clip checkpoint "
+            "where that is CLIP.",
+        ),
     ] = None,
     steps: Annotated[
         int | None,
@@ -60,27 +64,45 @@ def train(
 ) -> None:
     """Train a model by a recipe; the same command again goes on from the last checkpoint.
 
-    Prints the path of the final weights, for `errseg run --weights`. RUN also gets metrics.csv.
+    Prints the path of the final weights, for `errseg run --weights`. RUN also gets metrics.csv,
+    curves.png and, for some validation pictures, the labels at that step.
+    Several GPUs train together where torchrun starts the command.
 
     Example:
 
         errseg train errseg-mini --data datasets/ -o runs/mini
+
+        torchrun --nproc-per-node 4 --no-python errseg train recipe.toml -o runs/mine
     """
     with reported(debug):
         plan = _recipe(recipe, data, steps)
         if init is not None:
-            plan = dataclasses.replace(plan, init=str(init))
+            # a recipe that starts from CLIP says so, but not where the user keeps it
+            changed = {"clip_file": init} if plan.init == "clip" else {"init": str(init)}
+            plan = dataclasses.replace(plan, **changed)
         # After the recipe is checked: torch takes seconds to import.
         from errseg.devices import resolve_device
         from errseg.training import loop
+        from errseg.training.distributed import is_first_process
+        from errseg.training.pictures import can_draw_curves
 
-        if any(source.pseudo_labels for source in plan.data):
+        first = is_first_process()
+        if first and any(source.pseudo_labels for source in plan.data):
             say("errseg: making pseudo-labels first, where they are missing; it takes minutes")
-        with _figures_shown(plan.steps) as report:
+        if first and not can_draw_curves():
+            say("errseg: no curves.png without matplotlib; type: pip install 'errseg[plots]'")
+        # torchrun's other processes train, too, but one is enough to tell of it
+        shown = _figures_shown(plan.steps) if first else contextlib.nullcontext(_tell_nobody)
+        with shown as report:
             weights = loop.train(
                 plan, out, device=resolve_device(device), workers=workers, report=report
             )
-        print_result(str(weights))
+        if first:
+            print_result(str(weights))
+
+
+def _tell_nobody(figures: Mapping[str, float]) -> None:
+    """The report of a process that is not the first."""
 
 
 def _recipe(name: str, data: Path | None, steps: int | None) -> Recipe:

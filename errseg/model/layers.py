@@ -29,18 +29,25 @@ def guided_linear(layer: nn.Linear, x: Tensor, guidance: Tensor) -> Tensor:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drops the whole branch of a sample with this probability."""
+    """Stochastic depth: in training, drops the whole branch of a sample with this probability.
+
+    Attributes:
+        share: (i, n): x is the i-th of n parts of a batch; what is drawn is the whole batch's.
+    """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
+        self.share = (0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.probability == 0.0:
             return x
         kept = 1.0 - self.probability
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        return x * torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(kept) / kept
+        part, parts = self.share
+        shape = (x.shape[0] * parts,) + (1,) * (x.ndim - 1)
+        drawn = torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(kept)
+        return x * drawn.chunk(parts)[part] / kept
 
 
 class GatedMLP(nn.Module):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any, Literal, Protocol
@@ -72,9 +73,7 @@ class ClipTextEncoder(nn.Module):
         self.text_projection: Any = clip.text_projection
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        tokens: Tensor = SimpleTokenizer()(list(prompts))
+        tokens: Tensor = _clip_tokenizer()(list(prompts))
         lengths = (tokens.argmax(dim=-1) + 1).tolist()
         device = self.positional_embedding.device
         return _by_length(lengths, lambda batch: self._encode_batch(tokens[batch].to(device)))
@@ -88,6 +87,14 @@ class ClipTextEncoder(nn.Module):
         x = self.transformer(x, attn_mask=causal)
         x = self.ln_final(x)[torch.arange(len(tokens), device=x.device), ends]
         return F.normalize(x @ self.text_projection, dim=-1).float()
+
+
+@functools.cache
+def _clip_tokenizer() -> Any:
+    """open_clip's; training asks for it in each step, and it takes a while to make."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
 
 
 # --- MiniLM ---------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Labelled pictures for training: folders in, augmented batches out.
 
-A batch is a pure function of (recipe, step), so that a resumed run sees what an uninterrupted
-one would have seen, whatever the number of workers.
+A batch is a pure function of (recipe, its number), so that a resumed run sees what an uninterrupted
+one would have seen, whatever the number of workers and of processes.
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from errseg.datasets import LabelledFolder, read_labels, read_pair
+from errseg.errors import ConfigError
+from errseg.training.augmentation import DRAW_VIEW, Sample
+from errseg.training.distributed import ALONE, World
 from errseg.training.recipe import Recipe
 
 NAME_CHANCE = 0.5
@@ -26,7 +30,7 @@ NAME_CHANCE = 0.5
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """One step's material.
+    """A batch, or a process's share of it.
 
     Attributes:
         images: (B, 3, H, W) float32, RGB 0..255.
@@ -45,7 +49,7 @@ class TrainingBatch:
 
 
 class TrainingBatches(Dataset[TrainingBatch]):
-    """Step number → batch."""
+    """Batch number → batch; a step takes the recipe's `accumulate` batches."""
 
     def __init__(
         self,
@@ -53,27 +57,31 @@ class TrainingBatches(Dataset[TrainingBatch]):
         folders: Sequence[LabelledFolder],
         synonyms: Sequence[Sequence[Sequence[str]]],
         candidates: Sequence[NDArray[np.int64]],
+        world: World = ALONE,
     ) -> None:
         """
         Args:
             synonyms: per data set and class, its names.
             candidates: per data set, the names (in the list of all sets') that may serve as
                 absent classes there.
+            world: the processes that share each batch.
         """
         self.recipe = recipe
         self.folders = folders
         self.synonyms = synonyms
         self.candidates = candidates
+        self.world = world
+        self.draw_view = DRAW_VIEW[recipe.augmentation]
         self.chances = [
             picture_chances(folder, source.rare_share)
             for folder, source in zip(folders, recipe.data, strict=True)
         ]
 
     def __len__(self) -> int:
-        return self.recipe.steps
+        return self.recipe.steps * self.recipe.accumulate
 
-    def __getitem__(self, step: int) -> TrainingBatch:
-        rng = np.random.default_rng((self.recipe.seed, step))
+    def __getitem__(self, number: int) -> TrainingBatch:
+        rng = np.random.default_rng((self.recipe.seed, number))
         weights = np.array([source.weight for source in self.recipe.data])
         index = int(rng.choice(len(weights), p=weights / weights.sum()))
         source, folder = self.recipe.data[index], self.folders[index]
@@ -81,13 +89,18 @@ class TrainingBatches(Dataset[TrainingBatch]):
         chances, count = self.chances[index], self.recipe.batch_size * per_sample
         replace = len(chances) < 2 * count
         chosen = rng.choice(np.arange(len(chances)), count, replace=replace, p=chances)
-        height, width = (side // source.mosaic for side in self.recipe.crop)
-        parts = [
-            augment(*read_pair(folder, folder.pairs[i]), (height, width), source.min_scale, rng)
-            for i in chosen
-        ]
+        size = self.recipe.crop[0] // source.mosaic, self.recipe.crop[1] // source.mosaic
+        share = count // self.world.size
+        own = range(self.world.rank * share, (self.world.rank + 1) * share)
+        parts: list[Sample] = []
+        for place, pair in enumerate(folder.pairs[i] for i in chosen):
+            content = read_pair(folder, pair) if place in own else None
+            shape = _size_of(pair[1]) if content is None else content[1].shape
+            view = self.draw_view((shape[0], shape[1]), size, source.min_scale, rng)
+            if content is not None:
+                parts.append(view(*content))
         samples = [
-            mosaic(parts[start : start + per_sample]) for start in range(0, count, per_sample)
+            mosaic(parts[start : start + per_sample]) for start in range(0, share, per_sample)
         ]
         pool = self.candidates[index]
         distractors = rng.choice(pool, min(source.distractors, len(pool)), replace=False)
@@ -156,45 +169,10 @@ def mosaic(
     return image, labels
 
 
-def augment(
-    image: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    size: tuple[int, int],
-    min_scale: float,
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Random crop squashed to `size` (H, W), flip, colour jitter.
-
-    Returns:
-        (H, W, 3) float32 RGB 0..255 and (H, W) int64.
-    """
-    height, width = labels.shape
-    scale_y, scale_x = np.clip(
-        rng.uniform(min_scale, 1.15) * np.exp(rng.uniform(-0.15, 0.15) * np.array([1, -1])),
-        0.2,
-        1.0,
-    )
-    crop_h, crop_w = max(1, round(height * scale_y)), max(1, round(width * scale_x))
-    top, left = rng.integers(height - crop_h + 1), rng.integers(width - crop_w + 1)
-    window = np.s_[top : top + crop_h, left : left + crop_w]
-    shrinks = crop_h * crop_w > size[0] * size[1]
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    picture = cv2.resize(image[window], size[::-1], interpolation=how).astype(np.float32)
-    target = cv2.resize(
-        labels[window].astype(np.int16), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT
-    ).astype(np.int64)
-    if rng.random() < 0.5:
-        picture, target = picture[:, ::-1], target[:, ::-1]
-    return np.ascontiguousarray(_jitter(picture, rng)), np.ascontiguousarray(target)
-
-
-def _jitter(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Brightness, contrast, saturation and colour cast, each a little."""
-    picture = picture * rng.uniform(0.75, 1.25)
-    mean = picture.mean()
-    picture = (picture - mean) * rng.uniform(0.75, 1.25) + mean
-    grey = picture.mean(axis=2, keepdims=True)
-    picture = (picture - grey) * rng.uniform(0.6, 1.4) + grey
-    cast = rng.uniform(0.93, 1.07, 3).astype(np.float32)
-    jittered: NDArray[np.float32] = np.clip(picture * cast, 0, 255)
-    return jittered
+def _size_of(path: Path) -> tuple[int, int]:
+    """(H, W) of a picture that is not decoded."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except OSError as error:
+        raise ConfigError(f"cannot decode {path}.") from error

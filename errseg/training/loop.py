@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
-import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from errseg.datasets import LabelledFolder, open_folder
+from errseg.devices import resolve_precision
 from errseg.errors import ConfigError
 from errseg.evaluation.folder import evaluate_folder
 from errseg.files import atomic_write, write_bytes_atomic
-from errseg.model.err_seg import ErrSeg
-from errseg.model.image_encoder import EfficientNetLiteEncoder
-from errseg.model.text_encoder import MiniLMTextEncoder, embed_classes
+from errseg.model.err_seg import Prediction
+from errseg.training.calibration import calibrate
 from errseg.training.data import TrainingBatch, TrainingBatches
+from errseg.training.distributed import World, join_world, share_stochastic_depth
 from errseg.training.loss import (
     classes_present,
     cost_loss,
@@ -32,17 +33,20 @@ from errseg.training.loss import (
     segmentation_loss,
     softmax_loss,
 )
-from errseg.training.mini_init import imagenet_names, init_mini, set_centre
+from errseg.training.pictures import can_draw_curves, draw_curves, draw_samples
 from errseg.training.pseudo_labels import make_pseudo_labels
 from errseg.training.recipe import DataSource, Recipe
-from errseg.vocabulary import load_vocabulary
-from errseg.weights import load_model, save_model
+from errseg.training.start import initial_model, parameter_groups
+from errseg.training.texts import ClassTexts, all_names, learnt_synonyms
+from errseg.weights import save_model
 
 CHECKPOINT_NAME = "checkpoint.pt"
 METRICS_NAME = "metrics.csv"
 WEIGHTS_NAME = "model.safetensors"
-DISTRACTOR_LIMIT = 0.4
-"""A name is no distractor for a set that has a class with a more similar embedding."""
+CURVES_NAME = "curves.png"
+SAMPLES_NAME = "samples"
+SAMPLE_COUNT = 6
+"""Pictures of all validation sets together, but at least one of each."""
 
 Report = Callable[[Mapping[str, float]], None]
 
@@ -57,120 +61,171 @@ def train(
 ) -> Path:
     """Train, continuing from `out`'s checkpoint if it holds one.
 
+    Where `torchrun` started several processes, all call this alike: each takes its share of every
+    batch, and the first one writes and reports.
+
     Args:
         recipe: the whole run; the same recipe and seed give the same losses.
-        out: gets `checkpoint.pt`, `metrics.csv` and, at the end, `model.safetensors`.
-        workers: processes that read and augment pictures.
+        out: gets `checkpoint.pt`, `metrics.csv` and, at the end, `model.safetensors`; with each
+            validation `samples/step-N.jpg` and, where matplotlib is installed, `curves.png`.
+        workers: processes that read and augment pictures, for each process that trains.
         report: called after every step with its figures, and with the figures of a validation.
 
     Returns:
         The final weights (the moving average, where the recipe keeps one).
     """
-    out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(recipe.seed)
-    run = _TrainingRun(recipe, out, device)
-    run.resume()
-    batches = DataLoader(
-        TrainingBatches(recipe, run.folders, run.synonyms, run.candidates),
+    with join_world(device) as (world, own_device):
+        if recipe.batch_size % world.size:
+            raise ConfigError(
+                f"batch_size is {recipe.batch_size}; it must divide by the number of processes, "
+                f"{world.size}."
+            )
+        run = _TrainingRun(recipe, out, own_device, world)
+        run.resume()
+        _steps(run, workers, report if world.first else lambda figures: None)
+        if world.first:
+            # a text tower of CLIP is worth its bytes, the more so where it was trained
+            compact = recipe.model.text_encoder == "minilm"
+            if recipe.calibration_pictures:
+                folders = [open_folder(folder) for folder in recipe.validation]
+                calibrate(run.averaged.eval(), folders, recipe.calibration_pictures)
+            save_model(run.averaged, out / WEIGHTS_NAME, compact=compact)
+        world.wait()
+    return out / WEIGHTS_NAME
+
+
+def _steps(run: _TrainingRun, workers: int, report: Report) -> None:
+    recipe, texts = run.recipe, run.texts
+    loader = DataLoader(
+        TrainingBatches(recipe, run.folders, texts.synonyms, texts.candidates, run.world),
         batch_size=None,
-        sampler=range(run.step, recipe.steps),
+        sampler=range(run.step * recipe.accumulate, recipe.steps * recipe.accumulate),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
     )
-    for batch in batches:
-        figures = run.advance(batch)
+    batches = iter(loader)
+    while run.step < recipe.steps:
+        figures = run.advance(itertools.islice(batches, recipe.accumulate))
         report(figures)
+        if not run.world.first:
+            continue
         last = run.step == recipe.steps
-        if run.step % recipe.validate_every == 0 or last:
+        measures = run.step % recipe.validate_every == 0 or last
+        if measures:
             measured = run.validate(0 if last else recipe.validation_limit)
             figures = {**figures, **measured}
-            report({"step": run.step, **measured})
+            if measured:
+                report({"step": run.step, **measured})
         run.log(figures)
+        if measures:
+            run.draw()
         if run.step % recipe.checkpoint_every == 0 or last:
             run.save()
-    save_model(run.averaged, out / WEIGHTS_NAME, compact=True)
-    return out / WEIGHTS_NAME
 
 
 class _TrainingRun:
     """State of one run: model, average, optimiser, step."""
 
-    def __init__(self, recipe: Recipe, out: Path, device: torch.device) -> None:
-        self.recipe, self.out, self.device = recipe, out, device
+    def __init__(self, recipe: Recipe, out: Path, device: torch.device, world: World) -> None:
+        self.recipe, self.out, self.device, self.world = recipe, out, device, world
         self.step = 0
-        self.folders = [_open(source, out) for source in recipe.data]
-        self.synonyms = _synonyms(recipe, self.folders)
-        self.names = sorted({name for own in self.synonyms for group in own for name in group})
-        self.model = _initial_model(recipe, self.names).to(device)
+        self.dtype = resolve_precision(recipe.precision, device)
+        torch.manual_seed(recipe.seed)
+        with world.first_goes_ahead():
+            out.mkdir(parents=True, exist_ok=True)
+            self.folders = [_open(source, out) for source in recipe.data]
+        synonyms = learnt_synonyms(recipe, self.folders)
+        self.model = initial_model(recipe, all_names(synonyms)).to(device)
         # the backward pass of depth-wise convs takes two thirds of the time in this layout
         self.model.image_encoder.to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model)
-        with torch.no_grad():
-            self.name_embeddings = embed_classes(
-                self.model.text_encoder, [[name] for name in self.names], recipe.model.prompt
-            ).to(device)
-        row = {name: index for index, name in enumerate(self.names)}
-        self.own_embeddings = [
-            self.name_embeddings[[row[name] for group in own for name in group]]
-            for own in self.synonyms
-        ]
-        self.candidates = [self._candidates(index) for index in range(len(self.folders))]
-        self.optimiser = torch.optim.AdamW(_parameter_groups(self.model, recipe))
+        self.texts = ClassTexts(recipe, self.folders, synonyms, self.model.text_encoder)
+        self.optimiser = torch.optim.AdamW(parameter_groups(self.model, recipe))
         self.peaks = [group["lr"] for group in self.optimiser.param_groups]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.shared: DistributedDataParallel | None = None
+        if world.size > 1:
+            share_stochastic_depth(self.model, world)
+            # a depth-wise conv's gradient has two names for one layout: no copy is made
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+            device_ids = [device.index] if device.type == "cuda" else None
+            self.shared = DistributedDataParallel(self.model, device_ids=device_ids)
 
-    def _candidates(self, index: int) -> NDArray[np.int64]:
-        """The names (of all sets') that are absent from this set's pictures, or may be taken so."""
-        nearest = (self.name_embeddings @ self.own_embeddings[index].T).amax(dim=1)
-        absent = (nearest < DISTRACTOR_LIMIT).cpu().numpy()
-        doubtful = {
-            name
-            for folder, groups in zip(self.folders, self.synonyms, strict=True)
-            if folder.folder.name in self.recipe.data[index].overlapping
-            for group in groups
-            for name in group
-        }
-        return np.flatnonzero(absent & [name not in doubtful for name in self.names])
+    def advance(self, batches: Iterable[TrainingBatch]) -> dict[str, float]:
+        """One optimiser step on `accumulate` batches.
 
-    def advance(self, batch: TrainingBatch) -> dict[str, float]:
-        """One optimiser step."""
-        recipe = self.recipe
-        images = batch.images.to(self.device, memory_format=torch.channels_last)
-        labels = batch.labels.to(self.device)
+        Returns:
+            The step's figures: losses are means over its batches and all processes.
+        """
         rate = self._schedule()
-        # text noise and stochastic depth draw from here: a resumed run must draw the same numbers
-        torch.manual_seed(recipe.seed * recipe.steps + self.step)
-        text = self._text(batch)
-        self.model.train()
-        prediction = self.model(
-            images, text, keep=recipe.keep, required=classes_present(labels, len(text))
-        )
-        loss = segmentation_loss(prediction, labels, len(text), mask_ignored=recipe.mask_ignored)
-        figures = {"loss": float(loss.detach())}
-        if recipe.cost_loss > 0:
-            aligned = cost_loss(prediction.cost, labels, recipe.cost_temperature)
-            figures["cost_loss"] = float(aligned.detach())
-            loss = loss + recipe.cost_loss * aligned
-        if recipe.softmax_loss > 0:
-            loss = loss + recipe.softmax_loss * softmax_loss(prediction, labels)
-        if recipe.lovasz_loss > 0:
-            loss = loss + recipe.lovasz_loss * lovasz_loss(prediction, labels, len(text))
-        if not math.isfinite(float(loss.detach())):
-            raise ConfigError(f"the loss is {float(loss)} at step {self.step}; lower the rate.")
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_limit)
-        self.optimiser.step()
+        rows = [self._learn(batch, place) for place, batch in enumerate(batches)]
+        self.scaler.unscale_(self.optimiser)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_limit)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.step += 1
         self._average()
-        return {"step": self.step, "rate": rate, "source": batch.source, **figures}
+        mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        return {"step": self.step, "rate": rate, **mean, "source": rows[0]["source"]}
 
-    def _text(self, batch: TrainingBatch) -> Tensor:
-        """(T, D) embeddings of the set's classes, by this step's names, then of the distractors."""
-        own = batch.naming.to(self.device) @ self.own_embeddings[batch.source]
-        text = torch.cat([own, self.name_embeddings[batch.distractors.to(self.device)]])
-        text = F.normalize(text, dim=-1)
-        noise = torch.randn_like(text) * (self.recipe.text_noise / text.shape[1] ** 0.5)
-        return F.normalize(text + noise, dim=-1)
+    def _learn(self, batch: TrainingBatch, place: int) -> dict[str, float]:
+        """Add the gradient of the step's batch number `place`."""
+        recipe, world = self.recipe, self.world
+        images = batch.images.to(self.device, memory_format=torch.channels_last)
+        labels = batch.labels.to(self.device)
+        # text noise and stochastic depth draw from here: a resumed run must draw the same numbers
+        number = self.step * recipe.accumulate + place
+        torch.manual_seed(recipe.seed * recipe.steps * recipe.accumulate + number)
+        self.model.train()
+        with self._exchange(last=place == recipe.accumulate - 1):
+            with self._arithmetic():
+                text = self.texts.of_batch(batch)
+                required = classes_present(labels, len(text))
+                # all processes keep as many classes as the one whose pictures hold the most
+                most = int(world.largest(required.sum(dim=1).max()))
+                prediction = (self.shared or self.model)(
+                    images, text, keep=max(recipe.keep, most), required=required
+                )
+            loss, figures = self._losses(prediction, labels, len(text))
+            self.scaler.scale(loss / recipe.accumulate).backward()
+        return {"source": batch.source, **figures}
+
+    def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def _exchange(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Processes exchange gradients once a step, in the backward pass of its last batch."""
+        if self.shared is None or last:
+            return contextlib.nullcontext()
+        exchange: contextlib.AbstractContextManager[None] = self.shared.no_sync()
+        return exchange
+
+    def _losses(
+        self, prediction: Prediction, labels: Tensor, class_count: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The weighted sum, and the figures to report, means over all processes."""
+        recipe, world = self.recipe, self.world
+        prediction = prediction._replace(logits=prediction.logits.float())
+        loss = segmentation_loss(
+            prediction, labels, class_count, mask_ignored=recipe.mask_ignored, world=world
+        )
+        reported = {"loss": loss}
+        if recipe.cost_loss > 0:
+            aligned = cost_loss(prediction.cost, labels, recipe.cost_temperature, world)
+            reported["cost_loss"] = aligned
+            loss = loss + recipe.cost_loss * aligned
+        if recipe.softmax_loss > 0:
+            loss = loss + recipe.softmax_loss * softmax_loss(prediction, labels, world)
+        if recipe.lovasz_loss > 0:
+            loss = loss + recipe.lovasz_loss * lovasz_loss(prediction, labels, class_count, world)
+        means = world.total(torch.stack([loss, *reported.values()])) / world.size
+        total, *values = means.tolist()
+        if not math.isfinite(total):
+            raise ConfigError(f"the loss is {total} at step {self.step}; lower the rate.")
+        return loss, dict(zip(reported, values, strict=True))
 
     def _schedule(self) -> float:
         """Set the rates of this step: linear warm-up, then a cosine to zero."""
@@ -201,6 +256,15 @@ class _TrainingRun:
             for folder in self.recipe.validation
         }
 
+    def draw(self) -> None:
+        """Pictures of what the average makes of the validation sets, and of the figures so far."""
+        if folders := [open_folder(folder) for folder in self.recipe.validation]:
+            self.averaged.eval()
+            path = self.out / SAMPLES_NAME / f"step-{self.step}.jpg"
+            draw_samples(self.averaged, folders, max(1, SAMPLE_COUNT // len(folders)), path)
+        if can_draw_curves():
+            draw_curves(self.out / METRICS_NAME, self.out / CURVES_NAME)
+
     def log(self, figures: Mapping[str, float]) -> None:
         """Append one row of metrics.csv."""
         path = self.out / METRICS_NAME
@@ -217,11 +281,12 @@ class _TrainingRun:
 
     def save(self) -> None:
         state = {
-            "recipe": repr(self.recipe),
+            "recipe": self.recipe.identity(),
             "step": self.step,
             "model": _trained(self.model),
             "averaged": _trained(self.averaged),
             "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
         with atomic_write(self.out / CHECKPOINT_NAME) as file:
             torch.save(state, file)
@@ -236,15 +301,19 @@ class _TrainingRun:
             raise ConfigError(
                 f"{path} is not a whole checkpoint; remove it to start anew."
             ) from error
-        if state["recipe"] != repr(self.recipe):
+        if state["recipe"] != self.recipe.identity():
             raise ConfigError(
                 f"{path} belongs to another recipe; give another output folder or the old recipe."
             )
         self.model.load_state_dict(state["model"], strict=False)
         self.averaged.load_state_dict(state["averaged"], strict=False)
         self.optimiser.load_state_dict(state["optimiser"])
+        # checkpoints had none before there was mixed precision
+        if scaler := state.get("scaler"):
+            self.scaler.load_state_dict(scaler)
         self.step = state["step"]
-        self._forget_later_rows()
+        if self.world.first:
+            self._forget_later_rows()
 
     def _forget_later_rows(self) -> None:
         """Drop the metrics of steps after the checkpoint: they will be taken again."""
@@ -265,67 +334,3 @@ def _open(source: DataSource, out: Path) -> LabelledFolder:
     if source.pseudo_labels:
         return open_folder(make_pseudo_labels(source.folder, out / "pseudo-labels"))
     return open_folder(source.folder)
-
-
-def _synonyms(recipe: Recipe, folders: Sequence[LabelledFolder]) -> list[list[tuple[str, ...]]]:
-    """Per data set and class, the names it learns under: its own, and those that mean the same."""
-    groups = load_vocabulary(str(recipe.synonyms)).synonyms if recipe.synonyms else ()
-    same = {name: group for group in groups for name in group}
-    return [
-        [
-            own
-            if source.unions
-            else tuple(
-                dict.fromkeys([*own, *(other for name in own for other in same.get(name, ()))])
-            )
-            for own in folder.vocabulary.synonyms
-        ]
-        for folder, source in zip(folders, recipe.data, strict=True)
-    ]
-
-
-def _initial_model(recipe: Recipe, names: Sequence[str]) -> ErrSeg:
-    if recipe.init == "errseg-mini":
-        model = ErrSeg(recipe.model)
-        every = {*names, *(name for group in imagenet_names() for name in group)}
-        init_mini(model, sorted(every))
-    elif recipe.init:
-        model = load_model(Path(recipe.init))
-        if dataclasses.replace(model.config, name="") != dataclasses.replace(recipe.model, name=""):
-            raise ConfigError(f"{recipe.init} holds a model of another shape than the recipe's.")
-    else:
-        model = ErrSeg(recipe.model)
-        if isinstance(model.text_encoder, MiniLMTextEncoder):
-            set_centre(model.text_encoder, names, recipe.model.prompt)
-    _freeze(model, recipe)
-    return model
-
-
-def _freeze(model: ErrSeg, recipe: Recipe) -> None:
-    """Keep the text tower, and of the trunk what the recipe says, as they are."""
-    if isinstance(model.text_encoder, nn.Module):
-        model.text_encoder.requires_grad_(False)
-    if recipe.trunk_rate == 0:
-        model.image_encoder.requires_grad_(False)
-    encoder = model.image_encoder.encoder
-    if recipe.frozen_stages and isinstance(encoder, EfficientNetLiteEncoder):
-        encoder.stem.requires_grad_(False)
-        encoder.stages[: recipe.frozen_stages].requires_grad_(False)
-
-
-def _parameter_groups(model: ErrSeg, recipe: Recipe) -> list[dict[str, Any]]:
-    """Trunk and head at their own rates; no decay for norms and biases."""
-
-    def of(part: Sequence[nn.Parameter], rate: float) -> list[dict[str, Any]]:
-        trained = [parameter for parameter in part if parameter.requires_grad]
-        return [
-            {"params": [p for p in trained if p.ndim > 1], "lr": rate},
-            {"params": [p for p in trained if p.ndim <= 1], "lr": rate, "weight_decay": 0.0},
-        ]
-
-    trunk = list(model.image_encoder.parameters())
-    inside = {id(parameter) for parameter in trunk}
-    head = [parameter for parameter in model.parameters() if id(parameter) not in inside]
-    groups = of(head, recipe.learning_rate)
-    groups += of(trunk, recipe.learning_rate * recipe.trunk_rate)
-    return [{"weight_decay": recipe.weight_decay, **group} for group in groups]

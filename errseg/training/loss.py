@@ -1,4 +1,10 @@
-"""Losses (design section 8)."""
+"""Losses (design section 8).
+
+Each is a mean over a batch that several processes may share, and no mean of the processes' means
+where they hold different numbers of labelled pixels. So each process divides its sum by its share
+of the count over all: the average of what they return, and so of their gradients, is the loss of
+the whole batch. The Lovász loss is no mean over pixels: there, all see the others' predictions.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +14,16 @@ from torch import Tensor
 
 from errseg.model.err_seg import Prediction
 from errseg.model.layers import resize
+from errseg.training.distributed import ALONE, World
 
 
 def segmentation_loss(
-    prediction: Prediction, labels: Tensor, class_count: int, *, mask_ignored: bool
+    prediction: Prediction,
+    labels: Tensor,
+    class_count: int,
+    *,
+    mask_ignored: bool,
+    world: World = ALONE,
 ) -> Tensor:
     """Binary cross-entropy over T channels, averaged over all elements.
 
@@ -24,6 +36,7 @@ def segmentation_loss(
         class_count: T.
         mask_ignored: average over labelled pixels and K classes; else, as in the published code,
             unlabelled pixels and dropped classes count as zeros.
+        world: the processes that share the batch; so in all the losses.
     """
     # the loss is taken at stride 4: a quarter of each side is what the decoder resolves
     logits = prediction.logits
@@ -32,11 +45,11 @@ def segmentation_loss(
     known = (target >= 0).unsqueeze(1).to(logits.dtype)
     per_element = F.binary_cross_entropy_with_logits(logits, hot, reduction="none") * known
     if mask_ignored:
-        return per_element.sum() / (known.sum().clamp(min=1) * logits.shape[1])
+        return per_element.sum() / (_share_of_count(known, world) * logits.shape[1])
     return per_element.sum() / (known.numel() * class_count)
 
 
-def softmax_loss(prediction: Prediction, labels: Tensor) -> Tensor:
+def softmax_loss(prediction: Prediction, labels: Tensor, world: World = ALONE) -> Tensor:
     """Cross-entropy over the K kept classes of each labelled pixel, which compete for it.
 
     Args:
@@ -47,13 +60,17 @@ def softmax_loss(prediction: Prediction, labels: Tensor) -> Tensor:
     hot = target.unsqueeze(1) == prediction.classes[:, :, None, None]
     known = target >= 0
     of_pixel = -(prediction.logits.log_softmax(dim=1) * hot).sum(dim=1)
-    return of_pixel.sum() / known.sum().clamp(min=1)
+    return of_pixel.sum() / _share_of_count(known, world)
 
 
-def lovasz_loss(prediction: Prediction, labels: Tensor, class_count: int) -> Tensor:
+def lovasz_loss(
+    prediction: Prediction, labels: Tensor, class_count: int, world: World = ALONE
+) -> Tensor:
     """Lovász-softmax (Berman et al. 2018): 1 − IoU, made convex, mean over the batch's classes.
 
-    Taken at stride 8: the sorts cost more than they teach at stride 4.
+    Taken at stride 8: the sorts cost more than they teach at stride 4. It sorts the pixels of the
+    whole batch: each of several processes gathers the others' errors and computes the same loss,
+    with the gradient of its own pictures.
 
     Args:
         prediction: of the model; every class of `labels` is among the kept ones.
@@ -62,7 +79,8 @@ def lovasz_loss(prediction: Prediction, labels: Tensor, class_count: int) -> Ten
     """
     kept = prediction.logits[:, :, ::2, ::2].softmax(dim=1).flatten(2)
     target = _subsample(labels, prediction.logits.shape[2])[:, ::2, ::2].flatten(1)
-    present = target[target >= 0].unique()
+    present = classes_present(target, class_count).any(dim=0)
+    present = world.largest(present.int()).nonzero().flatten()
     if not len(present):
         return kept.sum() * 0.0
     batch, _, pixels = kept.shape
@@ -71,7 +89,7 @@ def lovasz_loss(prediction: Prediction, labels: Tensor, class_count: int) -> Ten
     truth = (target.unsqueeze(1) == present[:, None]).to(share.dtype)
     errors = (truth - share).abs() * (target >= 0).unsqueeze(1)
     # per class, over all pixels of the batch
-    errors, truth = (x.transpose(0, 1).flatten(1) for x in (errors, truth))
+    errors, truth = (world.gather(x).transpose(0, 1).flatten(1) for x in (errors, truth))
     errors, order = errors.sort(dim=1, descending=True)
     hits = truth.gather(1, order).cumsum(dim=1)
     total = hits[:, -1:]
@@ -88,7 +106,7 @@ def _subsample(labels: Tensor, height: int) -> Tensor:
     return labels[:, stride // 2 :: stride, stride // 2 :: stride]
 
 
-def cost_loss(cost: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def cost_loss(cost: Tensor, labels: Tensor, temperature: float, world: World = ALONE) -> Tensor:
     """Cross-entropy of the cost maps themselves, so that pixel and class embeddings align.
 
     Args:
@@ -98,9 +116,13 @@ def cost_loss(cost: Tensor, labels: Tensor, temperature: float) -> Tensor:
     size = (cost.shape[1] * 2, cost.shape[2] * 2)
     scores = resize(cost.permute(0, 3, 1, 2), size) / temperature
     target = _subsample(labels, size[0])
-    if not bool((target >= 0).any()):
-        return scores.sum() * 0.0
-    return F.cross_entropy(scores, target, ignore_index=-1)
+    total = F.cross_entropy(scores, target, ignore_index=-1, reduction="sum")
+    return total / _share_of_count(target >= 0, world)
+
+
+def _share_of_count(known: Tensor, world: World) -> Tensor:
+    """A process's equal share of the number of labelled pixels in the whole batch, at least 1."""
+    return world.total(known.sum()).clamp(min=1) / world.size
 
 
 def classes_present(labels: Tensor, class_count: int) -> Tensor:

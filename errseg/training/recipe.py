@@ -7,10 +7,29 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from errseg.config import PRESETS, ModelConfig
 from errseg.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Augmentation = Literal["squash", "published"]
+Tuning = Literal["trunk", "published"]
+
+_COUNTS = ("steps", "batch_size", "keep", "checkpoint_every", "validate_every", "accumulate")
+_CHOICES: dict[str, Any] = {
+    "precision": Precision,
+    "augmentation": Augmentation,
+    "tuning": Tuning,
+}
+_LATER = (
+    "accumulate",
+    "precision",
+    "augmentation",
+    "tuning",
+    "clip_file",
+    "calibration_pictures",
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +42,7 @@ class DataSource:
         distractors: absent class names, drawn anew each step from the other sets' lists.
         overlapping: sets (their folders' names) with classes that may be in these pictures though
             no label says so; their names are no distractors.
-        min_scale: smallest crop, as a share of the picture's sides.
+        min_scale: smallest crop, as a share of the picture's sides ("squash" alone).
         mosaic: a training picture is a square of so many pictures a side.
         rare_share: pictures that hold a class found in a smaller share of the pictures than this
             are drawn more often (repeat factor sampling, LVIS 2019); 0 = all alike.
@@ -51,12 +70,15 @@ class Recipe:
     Attributes:
         model: shape of the model.
         init: "errseg-mini" starts from the ImageNet trunk and the sentence encoder that the
-            extra `train-mini` installs; a path starts from a checkpoint of ours; "" is random.
+            extra `train-mini` installs; "clip" from `clip_file`; a path from a checkpoint of ours;
+            "" is random.
         data: sets to learn from.
         validation: sets to measure on; nothing is learnt from them.
         crop: (H, W) of training crops, multiples of 32.
         keep: K in training; classes in the ground truth are always kept.
-        learning_rate, trunk_rate: peak rate, and the trunk's share of it (0: it stays).
+        batch_size: pictures of a batch, over all processes that train together.
+        learning_rate, trunk_rate: peak rate, and the towers' share of it
+            (0: they stay).
         frozen_stages: the trunk's stem and this many stages are left as they are.
         weight_decay: AdamW's; 0 for norms, biases and layers' gammas.
         warmup: steps of linear warm-up; a cosine to zero follows.
@@ -71,6 +93,15 @@ class Recipe:
         average_decay: of the moving average of the weights, which is what is measured and kept.
         checkpoint_every, validate_every: in steps.
         validation_limit: pictures per validation set while training (0 = all).
+        calibration_pictures: per validation set, to scale the final logits by, so that
+            probabilities mean what they say (0 = as they are).
+        accumulate: batches of a step; their losses are averaged.
+        precision: "fp32", or by autocast "bf16" or "fp16".
+        augmentation: "squash" crops and squashes; "published" resizes the short side to the crop's
+            and crops, with colours as in SSD.
+        tuning: "trunk" trains the image tower but for its frozen stages; "published" trains the
+            parts of both CLIP towers that the paper's authors do.
+        clip_file: the open_clip checkpoint that `init = "clip"` starts from.
     """
 
     model: ModelConfig
@@ -99,13 +130,39 @@ class Recipe:
     checkpoint_every: int = 1000
     validate_every: int = 5000
     validation_limit: int = 0
+    calibration_pictures: int = 0
+    accumulate: int = 1
+    precision: Precision = "fp32"
+    augmentation: Augmentation = "squash"
+    tuning: Tuning = "trunk"
+    clip_file: Path | None = None
 
     def __post_init__(self) -> None:
         # the crop is a model input: the model's own check knows the rule
         dataclasses.replace(self.model, image_size=self.crop)
-        for name in ("steps", "batch_size", "keep", "checkpoint_every", "validate_every"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name, kind in _CHOICES.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {get_args(kind)}."
+                )
+        of_clip = self.tuning == "published" or self.init == "clip"
+        if of_clip and self.model.text_encoder != "clip":
+            raise ConfigError(f"{self.model.name} holds no CLIP: init and tuning cannot be CLIP's.")
+
+    def identity(self) -> str:
+        """The whole recipe as text: what a checkpoint says it was trained by.
+
+        Settings that came after the first checkpoints are left out where they change nothing.
+        """
+        said = (
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if field.name not in _LATER or getattr(self, field.name) != field.default
+        )
+        return f"Recipe({', '.join(said)})"
 
 
 def load_recipe(path: Path, root: Path | None = None) -> Recipe:
@@ -147,8 +204,9 @@ def _recipe(values: Mapping[str, Any], path: Path, root: Path) -> Recipe:
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ConfigError(f"unknown setting {unknown[0]!r}; known are {sorted(known)}.")
-    if "synonyms" in settings:
-        settings["synonyms"] = path.parent / settings["synonyms"]
+    for name in ("synonyms", "clip_file"):
+        if name in settings:
+            settings[name] = path.parent / settings[name]
     return Recipe(model=config, data=data, validation=validation, **settings)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 import errseg
 from errseg.catalogue import CATALOGUE, EMBEDDED, embedded_path
+from errseg.training.recipe import Recipe
 from errseg.vocabulary import builtin_vocabularies, load_vocabulary
 from errseg_cli import samples
 from errseg_cli.main import app
@@ -233,10 +235,62 @@ def test_a_recipe_becomes_weights_that_run_takes(tmp_path: Path) -> None:
     assert code == 0, err
     weights = tmp_path / "run" / "model.safetensors"
     assert out == f"{weights}\n"
-    lines = err.splitlines()
+    lines = [line for line in err.splitlines() if "matplotlib" not in line]
     assert lines[0].startswith("errseg: step 1/2: ")
     assert "loss" in lines[0]
     assert "miou_set" in lines[-1]
+    assert (tmp_path / "run" / "samples" / "step-2.jpg").is_file()
     picture = str(tmp_path / "data" / "set" / "images" / "0.jpg")
     line = ["run", picture, "--classes", "sky, sea", "-o", str(tmp_path / "out")]
     assert invoke(*line, "--weights", str(weights), "--device", "cpu")[0] == 0
+
+
+def test_without_matplotlib_training_says_once_how_to_get_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from errseg.training import loop, pictures
+
+    monkeypatch.setattr(pictures, "can_draw_curves", lambda: False)
+    monkeypatch.setattr(loop, "train", lambda *_, **__: tmp_path / "model.safetensors")
+    path = tmp_path / "tiny.toml"
+    path.write_text('[model]\npreset = "tiny"\n[[data]]\nfolder = "set"\n')
+    code, _, err = invoke("train", str(path), "-o", str(tmp_path / "run"))
+    assert code == 0
+    assert err.count("pip install 'errseg[plots]'") == 1
+
+
+def test_init_names_the_clip_of_a_recipe_that_starts_from_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from errseg.training import loop
+
+    seen: list[Recipe] = []
+    monkeypatch.setattr(loop, "train", lambda plan, *_, **__: seen.append(plan))
+    line = ["train", "errseg-base", "--data", str(tmp_path), "-o", str(tmp_path / "run")]
+    assert invoke(*line, "--init", "clip.safetensors")[0] == 0
+    assert (seen[0].init, seen[0].clip_file) == ("clip", Path("clip.safetensors"))
+    path = tmp_path / "tiny.toml"
+    path.write_text('[model]\npreset = "tiny"\n[[data]]\nfolder = "set"\n')
+    assert (
+        invoke("train", str(path), "-o", str(tmp_path / "run"), "--init", "w.safetensors")[0] == 0
+    )
+    assert (seen[1].init, seen[1].clip_file) == ("w.safetensors", None)
+
+
+def test_of_torchruns_processes_one_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from errseg.training import loop
+
+    def train(plan: Recipe, out: Path, *, report: Callable[..., None], **_: object) -> Path:
+        report({"step": 1, "loss": 0.5})
+        return out
+
+    monkeypatch.setattr(loop, "train", train)
+    path = tmp_path / "tiny.toml"
+    path.write_text('[model]\npreset = "tiny"\n[[data]]\nfolder = "set"\n')
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert invoke("train", str(path), "-o", str(tmp_path / "run")) == (0, "", "")
+    monkeypatch.setenv("RANK", "0")
+    code, out, err = invoke("train", str(path), "-o", str(tmp_path / "run"))
+    assert (code, out) == (0, f"{tmp_path / 'run'}\n")
+    assert "loss 0.5" in err

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from errseg.errors import ConfigError
-from errseg.training import loop
+from errseg.config import ModelConfig
+from errseg.errors import ConfigError, DeviceError
+from errseg.model.err_seg import ErrSeg
 from errseg.training.loop import CHECKPOINT_NAME, METRICS_NAME, train
 from errseg.training.recipe import Recipe
 from errseg.weights import load_model
@@ -73,7 +74,7 @@ def test_losses_fall(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_only_what_is_trained_changes(recipe: Recipe, tmp_path: Path) -> None:
     torch.manual_seed(recipe.seed)
-    before = loop.ErrSeg(recipe.model).state_dict()
+    before = ErrSeg(recipe.model).state_dict()
     run(dataclasses.replace(recipe, frozen_stages=2), tmp_path / "run")
     after = load_model(tmp_path / "run" / "model.safetensors").state_dict()
     stem = "image_encoder.encoder.stem.weight"
@@ -102,3 +103,58 @@ def test_validation_is_reported_and_logged(recipe: Recipe, tmp_path: Path) -> No
     )
     assert 0.0 <= seen[-1]["miou_val"] <= 1.0
     assert "miou_val" in (tmp_path / "run" / METRICS_NAME).read_text().splitlines()[0]
+
+
+def test_accumulated_batches_resume_with_the_same_losses(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(recipe, accumulate=2, validate_every=100)
+    run(recipe, tmp_path / "whole")
+    run(recipe, tmp_path / "killed", stop_after=4)
+    run(recipe, tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == recipe.steps
+
+
+def test_a_step_takes_the_mean_of_its_batches(recipe: Recipe, tmp_path: Path) -> None:
+    """At a rate of zero nothing is learnt: two steps of one batch are one step of two."""
+    still = dataclasses.replace(
+        recipe, learning_rate=0.0, steps=4, validation=(), model=no_depth(recipe)
+    )
+    run(still, tmp_path / "single")
+    run(dataclasses.replace(still, steps=2, accumulate=2), tmp_path / "double")
+    single = [float(loss) for loss in losses(tmp_path / "single")]
+    double = [float(loss) for loss in losses(tmp_path / "double")]
+    assert double == pytest.approx(
+        [(single[0] + single[1]) / 2, (single[2] + single[3]) / 2], abs=2e-6
+    )
+
+
+def no_depth(recipe: Recipe) -> ModelConfig:
+    return dataclasses.replace(recipe.model, drop_path=0.0)
+
+
+def test_bf16_losses_are_near_those_of_fp32(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(recipe, steps=3, validate_every=100)
+    run(recipe, tmp_path / "fp32")
+    run(dataclasses.replace(recipe, precision="bf16"), tmp_path / "bf16")
+    exact, mixed = ([float(x) for x in losses(tmp_path / name)] for name in ("fp32", "bf16"))
+    assert mixed != exact
+    assert mixed == pytest.approx(exact, rel=0.02)
+
+
+def test_fp16_on_a_cpu_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="fp16"):
+        run(dataclasses.replace(recipe, precision="fp16"), tmp_path / "run")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_fp16_resumes_with_its_loss_scale(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(recipe, precision="fp16")
+    train(recipe, tmp_path / "run", device=torch.device("cuda"), workers=0)
+    state = torch.load(tmp_path / "run" / CHECKPOINT_NAME, weights_only=True)
+    assert state["scaler"]["scale"] > 0
+
+
+def test_a_checkpoint_from_before_there_were_more_settings_goes_on(recipe: Recipe) -> None:
+    assert "accumulate" not in recipe.identity()
+    assert recipe.identity().endswith("validation_limit=0)")
+    assert "accumulate=2" in dataclasses.replace(recipe, accumulate=2).identity()

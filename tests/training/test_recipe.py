@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from errseg.config import PRESETS
 from errseg.errors import ConfigError
 from errseg.training.recipe import load_recipe
 
@@ -55,6 +56,10 @@ def test_folders_relative_to_a_given_root(tmp_path: Path) -> None:
         ("[[data]]", "[[dater]]", "data"),
         ("crop = [64, 96]", "crop = [64, 90]", "90"),
         ("steps = 10", "steps = 0", "steps"),
+        ("steps = 10", "accumulate = 0", "accumulate"),
+        ("steps = 10", 'precision = "fp8"', "fp8"),
+        ("steps = 10", 'augmentation = "none"', "augmentation"),
+        ("steps = 10", 'tuning = "published"', "CLIP"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, named: str) -> None:
@@ -75,3 +80,15 @@ def test_the_shipped_recipe_loads() -> None:
     assert recipe.model.name == "errseg-mini"
     assert {source.folder.parent for source in recipe.data} == {Path("data/train")}
     assert {folder.parent for folder in recipe.validation} == {Path("data/val")}
+
+
+@pytest.mark.parametrize(("name", "side"), [("errseg-base", 640), ("errseg-large", 768)])
+def test_the_published_recipes_load(name: str, side: int) -> None:
+    shipped = Path(__file__).parents[2] / "errseg" / "assets" / "recipes" / f"{name}.toml"
+    recipe = load_recipe(shipped, root=Path("data"))
+    assert recipe.model == PRESETS[name]
+    assert recipe.crop == recipe.model.image_size == (side, side)
+    assert (recipe.steps, recipe.batch_size, recipe.keep) == (80_000, 4, 32)
+    assert (recipe.learning_rate, recipe.trunk_rate, recipe.weight_decay) == (2e-4, 0.01, 1e-4)
+    assert (recipe.init, recipe.tuning, recipe.augmentation) == ("clip", "published", "published")
+    assert recipe.data[0].folder == Path("data/train/coco-stuff")

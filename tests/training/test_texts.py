@@ -1,0 +1,58 @@
+"""Class embeddings in training: the same whether kept or made anew, and then with gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from errseg.datasets import open_folder
+from errseg.model.err_seg import ErrSeg
+from errseg.training.data import TrainingBatches
+from errseg.training.recipe import Recipe
+from errseg.training.texts import ClassTexts, learnt_synonyms
+
+
+def test_a_trained_tower_embeds_anew_with_gradient(recipe: Recipe) -> None:
+    recipe = dataclasses.replace(recipe, text_noise=0.1)
+    folders = [open_folder(source.folder) for source in recipe.data]
+    synonyms = learnt_synonyms(recipe, folders)
+    encoder = ErrSeg(recipe.model).text_encoder
+    assert isinstance(encoder, nn.Module)
+    trained = ClassTexts(recipe, folders, synonyms, encoder)
+    encoder.requires_grad_(False)
+    kept = ClassTexts(recipe, folders, synonyms, encoder)
+    encoder.requires_grad_(True)
+    assert (trained.trained, kept.trained) == (True, False)
+    batches = TrainingBatches(recipe, folders, synonyms, trained.candidates)
+    for number in range(3):
+        torch.manual_seed(number)
+        anew = trained.of_batch(batches[number])
+        torch.manual_seed(number)
+        torch.testing.assert_close(anew, kept.of_batch(batches[number]))
+        assert anew.requires_grad
+    torch.manual_seed(0)
+    exact = kept.of_batch(batches[0])
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kept.of_batch(batches[0]), exact)
+    torch.nn.init.normal_(next(iter(encoder.parameters())))
+    torch.manual_seed(0)
+    assert not torch.allclose(trained.of_batch(batches[0]), kept.of_batch(batches[0]))
+
+
+def test_names_that_mean_the_same_are_learnt_but_for_unions(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "same.txt"
+    path.write_text("lake, pond\nbrick, stone\n")
+    data = (recipe.data[0], dataclasses.replace(recipe.data[1], unions=True))
+    recipe = dataclasses.replace(recipe, data=data, synonyms=path)
+    folders = [open_folder(source.folder) for source in recipe.data]
+    first, second = learnt_synonyms(recipe, folders)
+    assert [tuple(names) for names in first] == [
+        ("brick", "red wall", "stone"),
+        ("lawn",),
+        ("lake", "pond"),
+    ]
+    assert [tuple(names) for names in second] == [("brick", "red wall"), ("lawn",), ("lake",)]
