@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from errseg.datasets import LabelledFolder, Pair, find_pairs, open_folder
+from errseg.datasets import LabelledFolder, Pair, find_pairs, open_folder, renamed
 from errseg.errors import ConfigError
 from errseg.vocabulary import Vocabulary, load_vocabulary, vocabulary_from_names
 
@@ -215,9 +215,5 @@ def _opened(
         merged = (*range(len(own)), *[len(own)] * len(others))
         names = (*own.names, "background")
         return LabelledFolder(folder, name, pairs, vocabulary, layout.ids, merged, names)
-    if classes is not None and len(classes) != len(own):
-        raise ConfigError(
-            f"{classes.source} has {len(classes)} classes and {name} {len(own)}; other names for "
-            "the classes of a data set need a line for each of its classes."
-        )
-    return LabelledFolder(folder, name, pairs, classes or own, layout.ids, measured_names=own.names)
+    vocabulary = renamed(own, classes, name)
+    return LabelledFolder(folder, name, pairs, vocabulary, layout.ids, measured_names=own.names)

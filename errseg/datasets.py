@@ -68,15 +68,10 @@ def open_folder(folder: Path, classes: Vocabulary | None = None) -> LabelledFold
     if not listed.is_file():
         raise ConfigError(f"{folder} holds no classes.txt; a data set needs images/, labels/ too.")
     own = load_vocabulary(str(listed))
-    if classes is not None and len(classes) != len(own):
-        raise ConfigError(
-            f"{classes.source} has {len(classes)} classes and {listed} {len(own)}; other names for "
-            "the classes of a data set need a line for each of its lines."
-        )
+    vocabulary = renamed(own, classes, str(listed))
     pairs = find_pairs(folder / "images", folder / "labels", ".png")
     if not pairs:
         raise ConfigError(f"{folder} holds no pair images/NAME.jpg, labels/NAME.png.")
-    vocabulary = classes or own
     return LabelledFolder(
         folder,
         folder.resolve().name,
@@ -85,6 +80,27 @@ def open_folder(folder: Path, classes: Vocabulary | None = None) -> LabelledFold
         tuple(range(len(own))),
         measured_names=own.names,
     )
+
+
+def renamed(own: Vocabulary, classes: Vocabulary | None, name: str) -> Vocabulary:
+    """A data set's classes under other names, or under their own.
+
+    Args:
+        own: the data set's classes.
+        classes: other names for them, in the same order; None keeps their own.
+        name: what to call the data set's list in a message.
+
+    Raises:
+        ConfigError: there is not one name for each class.
+    """
+    if classes is None:
+        return own
+    if len(classes) != len(own):
+        raise ConfigError(
+            f"{classes.source} has {len(classes)} classes and {name} {len(own)}; other names for "
+            "the classes of a data set need a line for each of its classes."
+        )
+    return classes
 
 
 def find_pairs(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
@@ -35,6 +37,13 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
         raise DeviceError(f"device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps.")
     return device
+
+
+def arithmetic(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Within it the model computes in `dtype`: below float32 by autocast."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
 
 
 def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from errseg.errors import WriteError
 from errseg.files import write_bytes_atomic
+from errseg.model.text_encoder import Synonyms, TextEncoder, embed_classes
 
 ENTRY_FORMAT = 1
 """Part of every key: a change of how names become embeddings makes a new one."""
@@ -26,7 +27,6 @@ ENTRY_FORMAT = 1
 LARGEST_CACHE_BYTES = 256 << 20
 """The entries that were read longest ago go first."""
 
-_CHUNK = 4096
 _NAME = "embeddings"
 
 
@@ -46,32 +46,33 @@ def cache_folder() -> Path | None:
 
 
 def cached_embeddings(
-    compute: Callable[[], Tensor],
-    encoder: object,
+    encoder: TextEncoder,
     synonyms: Sequence[Sequence[str]],
-    setting: Sequence[str],
+    prompt: str,
+    mode: Synonyms,
     folder: Path | None,
 ) -> Tensor:
-    """`compute()`, or what it gave the last time for the same content.
+    """`embed_classes`, or what it gave the last time for the same content.
 
     Damaged entries are computed anew; a folder that cannot be written is done without.
 
     Args:
-        compute: gives (T, D) float32.
-        encoder, synonyms, setting: all that the embeddings depend on: the text tower (one that is
-            no module has no weights to tell it by: nothing is kept), the names of each of the T
-            classes, and whatever else decides.
-        folder: from `cache_folder`; None = always compute.
+        encoder: one that is no module has no weights to tell it by: nothing is kept.
+        synonyms, prompt, mode: as for `embed_classes`.
+        folder: from `cache_folder`; None = nothing is kept.
+
+    Returns:
+        (T, D) float32, L2-normalised.
     """
     if folder is None or not isinstance(encoder, nn.Module):
-        return compute()
+        return embed_classes(encoder, synonyms, prompt, mode)
     names = [list(group) for group in synonyms]
-    content = json.dumps([ENTRY_FORMAT, fingerprint(encoder), names, list(setting)])
+    content = json.dumps([ENTRY_FORMAT, fingerprint(encoder), names, prompt, mode])
     path = folder / f"text-{hashlib.sha256(content.encode()).hexdigest()}.safetensors"
     found = _read(path, len(synonyms))
     if found is not None:
         return found
-    embeddings = compute()
+    embeddings = embed_classes(encoder, synonyms, prompt, mode)
     from safetensors.torch import save
 
     with contextlib.suppress(WriteError):
@@ -81,18 +82,11 @@ def cached_embeddings(
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of all weights, or rather of sums of their bits, which takes milliseconds."""
+    """SHA-256 of all weights, with their names, shapes and types."""
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        flat = value.detach().cpu().contiguous().flatten()
-        bits = flat.view(torch.uint8)
-        whole = len(bits) // _CHUNK * _CHUNK
-        # as 32-bit words, summed in 64 bits: no sum can overflow
-        words = bits[:whole].view(torch.int32).view(-1, _CHUNK // 4)
-        for across in (0, 1):  # both ways: sums one way do not see the order
-            digest.update(words.sum(dim=across, dtype=torch.int64).numpy().tobytes())
-        digest.update(bits[whole:].numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from errseg.devices import arithmetic
 from errseg.model.err_seg import ClassMaps, ErrSeg
 from errseg.records import UNLABELLED, ImageArray, LabelMap, ScoreMap
 from errseg.steady import Steadier
@@ -113,11 +113,6 @@ def predict(
     """
     config = model.config
     batch = preprocess(images, config.image_size, antialias=config.antialias).to(text.device)
-    casting = (
-        contextlib.nullcontext()
-        if precision == torch.float32
-        else torch.autocast(text.device.type, precision)
-    )
     motions = [] if steadier is None else [steadier.observe(image) for image in images]
 
     def carried(votes: Tensor) -> Tensor:
@@ -125,7 +120,7 @@ def predict(
         frames = zip(votes, motions, strict=True)
         return torch.stack([steadier.carry_votes(frame, motion) for frame, motion in frames])
 
-    with casting:
+    with arithmetic(text.device, precision):
         prediction = model(
             batch, text, keep=keep, vote_filter=None if steadier is None else carried
         )

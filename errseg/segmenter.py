@@ -15,7 +15,7 @@ from errseg.embedding_cache import cache_folder, cached_embeddings
 from errseg.errors import ConfigError, InputError
 from errseg.inference import best_class, predict
 from errseg.model.err_seg import ClassMaps, ErrSeg
-from errseg.model.text_encoder import Synonyms, embed_classes
+from errseg.model.text_encoder import Synonyms
 from errseg.records import ImageArray, LabelMap, ScoreMap, Segmentation
 from errseg.steady import Steadier
 from errseg.vocabulary import Vocabulary, load_vocabulary, vocabulary_from_names
@@ -96,14 +96,9 @@ class Segmenter:
 
     @torch.inference_mode()
     def _embed(self, vocabulary: Vocabulary) -> Tensor:
-        encoder, names = self.model.text_encoder, vocabulary.synonyms
-        prompt, mode = self.model.config.prompt, self.synonyms
+        encoder, prompt = self.model.text_encoder, self.model.config.prompt
         embeddings = cached_embeddings(
-            lambda: embed_classes(encoder, names, prompt, mode),
-            encoder,
-            names,
-            (prompt, mode),
-            cache_folder(),
+            encoder, vocabulary.synonyms, prompt, self.synonyms, cache_folder()
         )
         return embeddings.to(self.device)
 

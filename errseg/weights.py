@@ -126,7 +126,16 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     Raises:
         WeightsError: as said.
     """
-    own = model.state_dict()
+    check_keys(model.state_dict(), state, origin)
+    model.load_state_dict(state, assign=True)
+
+
+def check_keys(own: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str) -> None:
+    """Whether a state dict holds the tensors that a model wants, and no others.
+
+    Raises:
+        WeightsError: a key is missing, unexpected or misshapen; it is named.
+    """
     missing = sorted(set(own) - set(state))
     unexpected = sorted(set(state) - set(own))
     if missing:
@@ -138,7 +147,6 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
             raise WeightsError(
                 f"{origin}: {name!r} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}."
             )
-    model.load_state_dict(state, assign=True)
 
 
 # --- models by name -------------------------------------------------------------------------

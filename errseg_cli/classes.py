@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errseg_cli.errors import reported
+from errseg_cli.options import Debug
 from errseg_cli.output import print_result, print_table, to_terminal
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def classes(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Show the classes of a vocabulary with their colours, or list the built-in ones.
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
-import io
 import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from errseg.catalogue import EMBEDDED, file_hash, find_weights
 from errseg.errors import UsageError
 from errseg_cli.errors import EXIT_FAILED, reported
-from errseg_cli.output import errors_to_terminal, print_result, print_table, say, shown
+from errseg_cli.evaluation_report import class_table, percent, print_figures
+from errseg_cli.options import Debug, Device, Model, Precision, Synonyms, Weights, parse_window
+from errseg_cli.output import errors_to_terminal, say, shown
 from errseg_cli.progress import clock, is_round
 
 if TYPE_CHECKING:
@@ -68,12 +67,8 @@ def evaluate(
             metavar="VOCAB", help="Other names for the data set's classes, one for each, in order."
         ),
     ] = None,
-    model: Annotated[
-        str, typer.Option(metavar="NAME", help="`errseg models` lists them.")
-    ] = EMBEDDED,
-    weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Checkpoint to use for the model.")
-    ] = None,
+    model: Model = EMBEDDED,
+    weights: Weights = None,
     keep: Annotated[
         int | None,
         typer.Option(
@@ -83,19 +78,12 @@ def evaluate(
             show_default="as published for the number of classes",
         ),
     ] = None,
-    synonyms: Annotated[
-        Literal["mean", "first"],
-        typer.Option(help="Look for the mean of a class's synonyms, or for the first one."),
-    ] = "mean",
+    synonyms: Synonyms = "mean",
     window: Annotated[
         str, typer.Option(metavar="PX|auto|off", help="As for `errseg run`.")
     ] = "auto",
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of the model's arithmetic.")
-    ] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
     limit: Annotated[
         int,
         typer.Option(
@@ -124,7 +112,7 @@ def evaluate(
         bool, typer.Option("--overwrite", help="Replace files given to --csv, --plot, ….")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Measure a model on labelled pictures: mean IoU and its relatives, per set and per class.
 
@@ -143,14 +131,14 @@ def evaluate(
         sets = _named([open_labelled(folder, benchmark, names) for folder in folders])
         files = _files(list(sets), csv_file, plot, reliability, overwrite=overwrite)
         settings = _Settings(
-            model, file_hash(checkpoint), keep, synonyms, _window(window), precision, limit
+            model, file_hash(checkpoint), keep, synonyms, parse_window(window), precision, limit
         )
         segmenter = _segmenter(settings, weights, device, next(iter(sets.values())))
         done: dict[str, Evaluation] = {}
         for name, labelled in sets.items():
             done[name] = _measured(segmenter, name, labelled, settings, state, quiet=quiet)
         _write(files, done)
-        _print(done, sets, segmenter, as_json=as_json)
+        print_figures(done, sets, segmenter, as_json=as_json)
         if any(evaluation.failures for evaluation in done.values()):
             raise typer.Exit(EXIT_FAILED)
 
@@ -184,9 +172,9 @@ def _files(
             continue
         if path.suffix.lower() != ".png":
             raise UsageError(f"{path} is to be a picture; give it a name that ends in .png.")
-        from errseg.evaluation.plots import check_plots
+        from errseg.figures import new_figure
 
-        check_plots()
+        new_figure(1, 1)  # that matplotlib is missing is better known before the work
     targets = [files.plot_of(name) for name in sets] if plot else []
     for target in (table, reliability, *targets):
         if target is not None and target.exists() and not overwrite:
@@ -207,14 +195,6 @@ def _named(sets: list[LabelledFolder]) -> dict[str, LabelledFolder]:
             name = "-".join(parts[-taken:])
         named[name] = labelled
     return named
-
-
-def _window(text: str) -> int | Literal["auto"] | None:
-    if text in ("auto", "off"):
-        return "auto" if text == "auto" else None
-    if not text.isascii() or not text.isdigit():
-        raise UsageError(f"--window is {text!r}; it must be a number of pixels, auto or off.")
-    return int(text)
 
 
 def _segmenter(
@@ -279,7 +259,7 @@ def _write(files: _Files, done: dict[str, Evaluation]) -> None:
     from errseg.files import write_bytes_atomic
 
     if files.csv is not None:
-        write_bytes_atomic(files.csv, _class_table(done).encode())
+        write_bytes_atomic(files.csv, class_table(done).encode())
     if files.plot is not None:
         from errseg.evaluation.plots import confusion_png
 
@@ -289,112 +269,6 @@ def _write(files: _Files, done: dict[str, Evaluation]) -> None:
         from errseg.evaluation.plots import reliability_png
 
         write_bytes_atomic(files.reliability, reliability_png(done))
-
-
-def _class_table(done: dict[str, Evaluation]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["set", "id", "class", "pixels", "iou", "accuracy"])
-    for name, evaluation in done.items():
-        for row in _classes(evaluation):
-            figures = ("" if row[key] is None else row[key] for key in ("iou", "accuracy"))
-            writer.writerow([name, row["id"], row["name"], row["pixels"], *figures])
-    return text.getvalue()
-
-
-def _print(
-    done: dict[str, Evaluation],
-    sets: dict[str, LabelledFolder],
-    segmenter: Segmenter,
-    *,
-    as_json: bool,
-) -> None:
-    if as_json:
-        reports = [_report(name, done[name], sets[name], segmenter) for name in done]
-        facts = {"model": segmenter.model.config.name, "sets": reports}
-        print_result(json.dumps(facts, ensure_ascii=False, indent=2))
-        return
-    header = ("set", "pictures", "mIoU", "fwIoU", "pixel acc.", "mean acc.")
-    print_table(header, [(name, *_row(evaluation)) for name, evaluation in done.items()])
-    for name, evaluation in done.items():
-        present = [row for row in _classes(evaluation) if row["pixels"]]
-        present.sort(key=lambda row: -row["pixels"])
-        print_result("")
-        print_table(
-            (name, "pixels", "IoU", "accuracy"),
-            [
-                (row["name"], row["pixels"], _percent(row["iou"]), _percent(row["accuracy"]))
-                for row in present
-            ],
-        )
-
-
-def _row(evaluation: Evaluation) -> tuple[str, ...]:
-    found = evaluation.metrics
-    figures = (
-        found.mean_iou,
-        found.frequency_weighted_iou,
-        found.pixel_accuracy,
-        found.mean_accuracy,
-    )
-    pictures = evaluation.done - len(evaluation.failures)
-    return (str(pictures), *(_percent(figure) for figure in figures))
-
-
-def _report(
-    name: str, evaluation: Evaluation, labelled: LabelledFolder, segmenter: Segmenter
-) -> dict[str, Any]:
-    found = evaluation.metrics
-    classes = len(labelled.vocabulary)
-    calibration = evaluation.calibration
-    return {
-        "set": name,
-        "folder": str(labelled.folder),
-        "pictures": evaluation.done - len(evaluation.failures),
-        "failed": [dataclasses.asdict(failure) for failure in evaluation.failures],
-        "class_count": classes,
-        "keep": segmenter.model.config.keep_for(classes, segmenter.keep),
-        "mean_iou": _number(found.mean_iou),
-        "frequency_weighted_iou": _number(found.frequency_weighted_iou),
-        "pixel_accuracy": _number(found.pixel_accuracy),
-        "mean_accuracy": _number(found.mean_accuracy),
-        "seconds": round(evaluation.seconds, 3),
-        "classes": _classes(evaluation),
-        "calibration": [
-            {
-                "from": index / len(calibration.pixels),
-                "to": (index + 1) / len(calibration.pixels),
-                "pixels": int(pixels),
-                "right": int(right) / int(pixels) if pixels else None,
-            }
-            for index, (pixels, right) in enumerate(
-                zip(calibration.pixels, calibration.right, strict=True)
-            )
-        ],
-    }
-
-
-def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
-    found = evaluation.metrics
-    pixels = evaluation.confusion.counts.sum(axis=1)
-    return [
-        {
-            "id": index,
-            "name": name,
-            "pixels": int(pixels[index]),
-            "iou": _number(float(found.iou[index])),
-            "accuracy": _number(float(found.accuracy[index])),
-        }
-        for index, name in enumerate(evaluation.names)
-    ]
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 6)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value * 100:.1f}"
 
 
 @contextlib.contextmanager
@@ -427,4 +301,4 @@ def _say_pair(name: str, total: int, evaluation: Evaluation) -> None:
 
 def _so_far(total: int, evaluation: Evaluation) -> str:
     left = (total - evaluation.done) * evaluation.seconds / max(1, evaluation.done)
-    return f"mIoU {_percent(evaluation.metrics.mean_iou)}, {clock(left)} left"
+    return f"mIoU {percent(evaluation.metrics.mean_iou)}, {clock(left)} left"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from errseg.catalogue import file_hash, find_weights
 from errseg.errors import DeviceError, UsageError
+from errseg_cli.options import parse_window, whole_number
 
 if TYPE_CHECKING:
     from errseg.outputs import Medium
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from errseg.vocabulary import Vocabulary
 
 NO_OUTPUTS = "none"
-SMALLEST_WINDOW = 64
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def prepare(options: RunOptions) -> Job:
         UsageError, WeightsError: what was asked cannot be done; nothing was written.
     """
     _check_values(options)
-    keep = _whole_number("--keep", options.keep, "auto")
-    window = _whole_number("--window", options.window, "auto", "off", least=SMALLEST_WINDOW)
-    batch_size = _whole_number("--batch-size", options.batch_size, "auto", "default")
+    keep = whole_number("--keep", options.keep, "auto")
+    window = parse_window(options.window)
+    batch_size = whole_number("--batch-size", options.batch_size, "auto", "default")
     weights = find_weights(options.model, options.weights)
     # After the checks that need no numpy, in the order in which a person would correct them.
     from errseg.outputs import RUN_FILE, plan_outputs, refuse_leftovers
@@ -127,7 +127,7 @@ def prepare(options: RunOptions) -> Job:
         weights=weights,
         weights_hash=weights_hash,
         keep=keep if isinstance(keep, int) else None,
-        window=None if window == "off" else "auto" if window == "auto" else int(window),
+        window=window,
         batch_size=None
         if batch_size == "default"
         else "auto"
@@ -186,18 +186,6 @@ def _identity(
         "--end": options.end,
         "--video-labels": options.video_labels,
     }
-
-
-def _whole_number(name: str, text: str, *words: str, least: int = 1) -> int | str:
-    """The number, or one of the words."""
-    if text in words:
-        return text
-    if re.fullmatch(r"\d{1,12}", text) and int(text) >= least:
-        return int(text)
-    shown = ", ".join(word for word in words if word != "default")
-    raise UsageError(
-        f"{name} is {text!r}; it must be {shown} or a whole number of at least {least}."
-    )
 
 
 def _check_values(options: RunOptions) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from errseg_cli.errors import reported
+from errseg_cli.options import Debug
 from errseg_cli.output import print_result, say, shown
 from errseg_cli.report import print_classes
 
@@ -30,7 +31,7 @@ def merge(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what run.json holds, instead of a table.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Join runs with the same classes into one: areas.csv, classes.csv and run.json.
 

@@ -9,12 +9,13 @@ import typer
 
 from errseg.catalogue import CATALOGUE, EMBEDDED, PUBLISHED_REPOSITORY, embedded_path
 from errseg_cli.errors import reported
+from errseg_cli.options import Debug
 from errseg_cli.output import print_result, print_table, say
 
 
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: Debug = False,
 ) -> None:
     """List the models: size, where their weights are, and whether they are present."""
     with reported(debug):

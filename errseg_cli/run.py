@@ -19,6 +19,7 @@ from errseg.catalogue import EMBEDDED
 from errseg.errors import UsageError, WriteError
 from errseg_cli.errors import EXIT_FAILED, reported
 from errseg_cli.job import Job, RunOptions, prepare
+from errseg_cli.options import Debug, Device, Model, Precision, Synonyms, Weights
 from errseg_cli.output import print_result, say
 from errseg_cli.progress import OnProgress, progress_shown
 from errseg_cli.report import print_classes, say_failures, say_summary
@@ -106,10 +107,7 @@ def run(
             help="Classes kept per picture: fewer is faster. auto goes by the number of classes.",
         ),
     ] = "auto",
-    synonyms: Annotated[
-        Literal["mean", "first"],
-        typer.Option(help="Look for the mean of a class's synonyms, or for the first one."),
-    ] = "mean",
+    synonyms: Synonyms = "mean",
     every: Annotated[int, typer.Option(metavar="N", help="Videos: take every N-th frame.")] = 1,
     fps: Annotated[
         float | None, typer.Option(metavar="F", help="Videos: take at most F frames a second.")
@@ -132,21 +130,10 @@ def run(
         Literal["png", "ffv1"],
         typer.Option(help="Videos: label maps as one PNG a frame, or in one lossless file."),
     ] = "png",
-    model: Annotated[
-        str, typer.Option(metavar="NAME", help="`errseg models` lists them.")
-    ] = EMBEDDED,
-    weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Checkpoint to use for the model.")
-    ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="auto, cpu, cuda, cuda:N or mps; auto takes a GPU if there is one."
-        ),
-    ] = "auto",
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of the model's arithmetic.")
-    ] = "auto",
+    model: Model = EMBEDDED,
+    weights: Weights = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
     batch_size: Annotated[
         str,
         typer.Option(
@@ -168,7 +155,7 @@ def run(
         bool,
         typer.Option("--jsonl", help="Print a JSON object per picture or frame when it is done."),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Label every pixel of your pictures and videos with your own words.
 

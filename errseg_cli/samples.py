@@ -11,6 +11,7 @@ import typer
 
 from errseg.errors import MissingDependencyError
 from errseg_cli.errors import reported
+from errseg_cli.options import Debug
 from errseg_cli.output import print_result, say, shown
 
 PHOTOGRAPHS = (
@@ -29,7 +30,7 @@ CLASSES_FILE = "classes.txt"
 
 def samples(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to put them in.")],
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Write sample photographs, and a class list that suits them, into a folder.
 

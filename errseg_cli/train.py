@@ -13,6 +13,7 @@ import typer
 
 from errseg.errors import ConfigError
 from errseg_cli.errors import reported
+from errseg_cli.options import Debug, Device
 from errseg_cli.output import errors_to_terminal, print_result, say
 from errseg_cli.progress import is_round
 
@@ -54,13 +55,11 @@ def train(
         int | None,
         typer.Option(metavar="N", min=1, help="Instead of the recipe's, to try it out."),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
+    device: Device = "auto",
     workers: Annotated[
         int, typer.Option(metavar="N", min=0, help="Processes that read and augment pictures.")
     ] = 1,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Train a model by a recipe; the same command again goes on from the last checkpoint.
 
@@ -82,14 +81,14 @@ def train(
             plan = dataclasses.replace(plan, **changed)
         # After the recipe is checked: torch takes seconds to import.
         from errseg.devices import resolve_device
+        from errseg.figures import can_plot
         from errseg.training import loop
         from errseg.training.distributed import is_first_process
-        from errseg.training.pictures import can_draw_curves
 
         first = is_first_process()
         if first and any(source.pseudo_labels for source in plan.data):
             say("errseg: making pseudo-labels first, where they are missing; it takes minutes")
-        if first and not can_draw_curves():
+        if first and not can_plot():
             say("errseg: no curves.png without matplotlib; type: pip install 'errseg[plots]'")
         # torchrun's other processes train, too, but one is enough to tell of it
         shown = _figures_shown(plan.steps) if first else contextlib.nullcontext(_tell_nobody)

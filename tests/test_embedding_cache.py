@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -96,11 +97,15 @@ def test_a_folder_that_cannot_be_made_is_done_without(
 
 
 def test_old_entries_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = torch.nn.Linear(2, 2)
+
+    class Encoder(torch.nn.Module):
+        def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+            return torch.zeros(len(prompts), 600)
+
     monkeypatch.setattr(embedding_cache, "LARGEST_CACHE_BYTES", 10_000)
     for index in range(6):
         names = [(f"name {index}",)]
-        cached_embeddings(lambda: torch.zeros(1, 600), layer, names, ("{}",), tmp_path)
+        cached_embeddings(Encoder(), names, "{}", "mean", tmp_path)
         for age, path in enumerate(sorted(tmp_path.iterdir(), key=lambda p: p.stat().st_mtime)):
             os.utime(path, (age, age))
     assert 2 <= len(list(tmp_path.iterdir())) <= 4

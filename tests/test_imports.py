@@ -19,7 +19,7 @@ COMMAND = Path(errseg_cli.__file__).parent
 LAYERS = [
     {"__init__", "errors"},
     {"config", "records", "files", "catalogue", "outputs", "read_options"},
-    {"palette", "summary", "journal", "ahead", "behind", "batches", "halving", "sound"},
+    {"figures", "palette", "summary", "journal", "ahead", "behind", "batches", "halving", "sound"},
     {"vocabulary", "areas", "tuning"},
     {"images", "render", "encoding", "videos", "video_writer"},
     {"sources", "merge"},

@@ -191,6 +191,12 @@ def load_evaluation(folder: LabelledFolder, identity: str, path: Path) -> Evalua
     return evaluation
 
 
+def segmenter_of(model: ErrSeg, folder: LabelledFolder) -> Segmenter:
+    """A model where it is, in float32, with the classes of a data set; it is set to `eval`."""
+    device = str(model.mean.device)
+    return Segmenter(model, classes=folder.vocabulary, device=device, precision="fp32")
+
+
 def evaluate_folder(model: ErrSeg, folder: LabelledFolder, limit: int = 0) -> Metrics:
     """Figures of a model on a data set, while it is being trained.
 
@@ -200,12 +206,8 @@ def evaluate_folder(model: ErrSeg, folder: LabelledFolder, limit: int = 0) -> Me
     Raises:
         InputError: a pair cannot be read.
     """
-    training = model.training
-    segmenter = Segmenter(
-        model, classes=folder.vocabulary, device=str(model.mean.device), precision="fp32"
-    )
+    segmenter = segmenter_of(model, folder)
     evaluation = evaluate(segmenter, folder, new_evaluation(folder), limit=limit)
-    model.train(training)
     if evaluation.failures:
         raise InputError(evaluation.failures[0].message)
     return evaluation.metrics

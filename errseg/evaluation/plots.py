@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from errseg.errors import MissingDependencyError
 from errseg.evaluation.folder import Evaluation
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from errseg.figures import new_figure, png_of
 
 NAMED_CLASSES = 80
 """With more classes their names would overlap."""
 
 NUMBERED_CLASSES = 16
 """With more classes the percentages would not fit into their cells."""
-
-DOTS_PER_INCH = 130
 
 
 def confusion_png(evaluation: Evaluation, title: str) -> bytes:
@@ -35,7 +27,7 @@ def confusion_png(evaluation: Evaluation, title: str) -> bytes:
     shares = counts[np.ix_(present, present)] / counts[present].sum(axis=1, keepdims=True)
     names = [evaluation.names[index] for index in present]
     side = float(np.clip(2.5 + 0.32 * len(names), 5, 18))
-    figure = _figure(side, side)
+    figure = new_figure(side, side)
     axes = figure.add_subplot()
     shown = axes.imshow(shares * 100, vmin=0, vmax=100, cmap="Blues")
     axes.set_xlabel("labelled as")
@@ -51,7 +43,7 @@ def confusion_png(evaluation: Evaluation, title: str) -> bytes:
             colour = "white" if share > 0.6 else "black"
             axes.text(column, row, f"{share:.0%}"[:-1], ha="center", va="center", color=colour)
     figure.colorbar(shown, ax=axes, shrink=0.7, label="percent of the true class's pixels")
-    return _png(figure)
+    return png_of(figure)
 
 
 def reliability_png(evaluations: dict[str, Evaluation]) -> bytes:
@@ -60,7 +52,7 @@ def reliability_png(evaluations: dict[str, Evaluation]) -> bytes:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    figure = _figure(5.2, 5)
+    figure = new_figure(5.2, 5)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1)
     for name, evaluation in evaluations.items():
@@ -81,27 +73,4 @@ def reliability_png(evaluations: dict[str, Evaluation]) -> bytes:
     for handle in axes.legend(loc="upper left").legend_handles:
         if handle is not None:
             handle.set_sizes([40])  # type: ignore[attr-defined]
-    return _png(figure)
-
-
-def check_plots() -> None:
-    """Whether plots can be drawn, before the work that they would show.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
-    _figure(1, 1)
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "plots", "drawing a plot") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-    return buffer.getvalue()
+    return png_of(figure)

@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from errseg.datasets import LabelledFolder, read_pair
-from errseg.evaluation.folder import chosen_pairs
+from errseg.evaluation.folder import chosen_pairs, segmenter_of
 from errseg.model.err_seg import ErrSeg
-from errseg.segmenter import Segmenter
 
 PIXELS_PER_PICTURE = 4000
 LARGEST_LOGIT = 12.0
@@ -59,9 +58,7 @@ def _samples(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Best class's logit, and whether it is right, of some labelled pixels."""
     rng = np.random.default_rng(0)
-    segmenter = Segmenter(
-        model, classes=folder.vocabulary, device=str(model.mean.device), precision="fp32"
-    )
+    segmenter = segmenter_of(model, folder)
     logits, right = [], []
     for pair in chosen_pairs(folder, pictures):
         image, truth = read_pair(folder, pair)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from errseg.errors import WeightsError
 from errseg.model.err_seg import ErrSeg
 from errseg.model.image_encoder import ConvNeXtEncoder, DenseDownsample
+from errseg.weights import check_keys
 
 UNUSED = "logit_scale"
 """CLIP's temperature, which the method never reads."""
@@ -37,22 +38,11 @@ def init_clip(model: ErrSeg, path: Path) -> None:
     theirs = _read(path)
     own = model.state_dict()
     ours = {key: name for key in own if (name := _open_clip_name(key)) is not None}
-    missing = sorted(set(ours.values()) - set(theirs))
-    unexpected = sorted(set(theirs) - set(ours.values()) - {UNUSED})
-    if missing:
-        raise WeightsError(
-            f"{path} lacks {missing[0]!r} ({len(missing)} keys missing); it must be an open_clip "
-            f"checkpoint of {model.config.clip_model}."
-        )
-    if unexpected:
-        raise WeightsError(f"{path} holds {unexpected[0]!r} ({len(unexpected)} keys unknown).")
-    for key, name in ours.items():
-        if theirs[name].shape != own[key].shape:
-            raise WeightsError(
-                f"{path}: {name!r} is {tuple(theirs[name].shape)}, "
-                f"expected {tuple(own[key].shape)}."
-            )
-        own[key].copy_(theirs[name])
+    theirs.pop(UNUSED, None)
+    wanted = {name: own[key] for key, name in ours.items()}
+    check_keys(wanted, theirs, f"{path} (as an open_clip {model.config.clip_model})")
+    for name, tensor in wanted.items():
+        tensor.copy_(theirs[name])
     dense, encoder = model.image_encoder.dense_downsample, model.image_encoder.encoder
     if dense is not None:
         assert isinstance(dense, DenseDownsample) and isinstance(encoder, ConvNeXtEncoder)

@@ -18,9 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from errseg.datasets import LabelledFolder, open_folder
-from errseg.devices import resolve_precision
+from errseg.devices import arithmetic, resolve_precision
 from errseg.errors import ConfigError
 from errseg.evaluation.folder import evaluate_folder
+from errseg.figures import can_plot
 from errseg.files import atomic_write, write_bytes_atomic
 from errseg.model.err_seg import Prediction
 from errseg.training.calibration import calibrate
@@ -33,7 +34,7 @@ from errseg.training.loss import (
     segmentation_loss,
     softmax_loss,
 )
-from errseg.training.pictures import can_draw_curves, draw_curves, draw_samples
+from errseg.training.pictures import draw_curves, draw_samples
 from errseg.training.pseudo_labels import make_pseudo_labels
 from errseg.training.recipe import DataSource, Recipe
 from errseg.training.start import initial_model, parameter_groups
@@ -87,8 +88,8 @@ def train(
             # a text tower of CLIP is worth its bytes, the more so where it was trained
             compact = recipe.model.text_encoder == "minilm"
             if recipe.calibration_pictures:
-                folders = [open_folder(folder) for folder in recipe.validation]
-                calibrate(run.averaged.eval(), folders, recipe.calibration_pictures)
+                folders = list(run.validation.values())
+                calibrate(run.averaged, folders, recipe.calibration_pictures)
             save_model(run.averaged, out / WEIGHTS_NAME, compact=compact)
         world.wait()
     return out / WEIGHTS_NAME
@@ -134,6 +135,7 @@ class _TrainingRun:
         with world.first_goes_ahead():
             out.mkdir(parents=True, exist_ok=True)
             self.folders = [_open(source, out) for source in recipe.data]
+        self.validation = {folder.name: open_folder(folder) for folder in recipe.validation}
         synonyms = learnt_synonyms(recipe, self.folders)
         self.model = initial_model(recipe, all_names(synonyms)).to(device)
         # the backward pass of depth-wise convs takes two thirds of the time in this layout
@@ -179,7 +181,7 @@ class _TrainingRun:
         torch.manual_seed(recipe.seed * recipe.steps * recipe.accumulate + number)
         self.model.train()
         with self._exchange(last=place == recipe.accumulate - 1):
-            with self._arithmetic():
+            with arithmetic(self.device, self.dtype):
                 text = self.texts.of_batch(batch)
                 required = classes_present(labels, len(text))
                 # all processes keep as many classes as the one whose pictures hold the most
@@ -190,11 +192,6 @@ class _TrainingRun:
             loss, figures = self._losses(prediction, labels, len(text))
             self.scaler.scale(loss / recipe.accumulate).backward()
         return {"source": batch.source, **figures}
-
-    def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
 
     def _exchange(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Processes exchange gradients once a step, in the backward pass of its last batch."""
@@ -248,28 +245,24 @@ class _TrainingRun:
 
     def validate(self, limit: int) -> dict[str, float]:
         """Mean IoU of the average on each validation set."""
-        self.averaged.eval()
         return {
-            f"miou_{folder.name}": evaluate_folder(
-                self.averaged, open_folder(folder), limit
-            ).mean_iou
-            for folder in self.recipe.validation
+            f"miou_{name}": evaluate_folder(self.averaged, folder, limit).mean_iou
+            for name, folder in self.validation.items()
         }
 
     def draw(self) -> None:
         """Pictures of what the average makes of the validation sets, and of the figures so far."""
-        if folders := [open_folder(folder) for folder in self.recipe.validation]:
-            self.averaged.eval()
+        if folders := list(self.validation.values()):
             path = self.out / SAMPLES_NAME / f"step-{self.step}.jpg"
             draw_samples(self.averaged, folders, max(1, SAMPLE_COUNT // len(folders)), path)
-        if can_draw_curves():
+        if can_plot():
             draw_curves(self.out / METRICS_NAME, self.out / CURVES_NAME)
 
     def log(self, figures: Mapping[str, float]) -> None:
         """Append one row of metrics.csv."""
         path = self.out / METRICS_NAME
         columns = ["step", "rate", "source", "loss", "cost_loss"]
-        columns += [f"miou_{folder.name}" for folder in self.recipe.validation]
+        columns += [f"miou_{name}" for name in self.validation]
         new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="")

@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from errseg.datasets import LabelledFolder, read_pair
+from errseg.evaluation.folder import chosen_pairs, segmenter_of
+from errseg.figures import new_figure, png_of
 from errseg.files import write_bytes_atomic
-from errseg.inference import segment
 from errseg.model.err_seg import ErrSeg
-from errseg.model.text_encoder import embed_classes
 from errseg.records import UNLABELLED, ImageArray, Segmentation
 from errseg.render import overlay
 
 AnyPixel = TypeVar("AnyPixel", np.uint8, np.uint16)
 
-CURVES_PACKAGE = "matplotlib"
-
+CURVES_DOTS_PER_INCH = 110
 SAMPLE_HEIGHT = 320
 """Pixels."""
 GAP = 6
 """Pixels between samples."""
 SMOOTHED_SHARE = 50
 """A smoothed loss is a mean over this part of the steps."""
-
-
-def can_draw_curves() -> bool:
-    """Whether the extra `plots` is installed."""
-    return importlib.util.find_spec(CURVES_PACKAGE) is not None
 
 
 # --- curves ---------------------------------------------------------------------------------
@@ -51,15 +42,11 @@ def draw_curves(metrics: Path, out: Path) -> None:
         metrics: with a column `step`.
         out: gets a PNG, whole or not at all.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = _columns(metrics)
     losses = {name: of for name, of in columns.items() if name.endswith("loss") and len(of[0])}
     measured = {name: of for name, of in columns.items() if name.startswith("miou_") and len(of[0])}
     rows = len(losses) + bool(measured)
-    figure = Figure(figsize=(9, 3.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 3.4 * rows)
     axes = figure.subplots(rows, 1, squeeze=False, sharex=True)[:, 0]
     for axis, (name, (steps, values)) in zip(axes, losses.items(), strict=False):
         window = len(values) // SMOOTHED_SHARE
@@ -85,9 +72,7 @@ def draw_curves(metrics: Path, out: Path) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    write_bytes_atomic(out, picture.getvalue())
+    write_bytes_atomic(out, png_of(figure, CURVES_DOTS_PER_INCH))
 
 
 def _columns(metrics: Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
@@ -122,14 +107,13 @@ def draw_samples(model: ErrSeg, folders: Sequence[LabelledFolder], per_set: int,
     write_bytes_atomic(out, encoded.tobytes())
 
 
-@torch.inference_mode()
 def _rows(model: ErrSeg, folder: LabelledFolder, count: int) -> Iterator[ImageArray]:
-    vocabulary, pairs = folder.vocabulary, folder.pairs
-    text = embed_classes(model.text_encoder, vocabulary.synonyms, model.config.prompt)
-    count = min(count, len(pairs))
-    for pair in (pairs[i * len(pairs) // count] for i in range(count)):
+    vocabulary = folder.vocabulary
+    segmenter = segmenter_of(model, folder)
+    for pair in chosen_pairs(folder, count):
         image, truth = read_pair(folder, pair)
-        predicted, scores = segment(model, [image], text.to(model.mean.device))[0]
+        found = segmenter(image)
+        predicted, scores = found.labels, found.scores
         true = np.where(truth < 0, UNLABELLED, truth).astype(np.uint16)
         # shrunk first: the names on the overlays are then all of one size
         image, true, predicted = _at_height(image), _at_height(true), _at_height(predicted)

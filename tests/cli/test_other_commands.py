@@ -248,9 +248,10 @@ def test_a_recipe_becomes_weights_that_run_takes(tmp_path: Path) -> None:
 def test_without_matplotlib_training_says_once_how_to_get_curves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from errseg.training import loop, pictures
+    from errseg import figures
+    from errseg.training import loop
 
-    monkeypatch.setattr(pictures, "can_draw_curves", lambda: False)
+    monkeypatch.setattr(figures, "can_plot", lambda: False)
     monkeypatch.setattr(loop, "train", lambda *_, **__: tmp_path / "model.safetensors")
     path = tmp_path / "tiny.toml"
     path.write_text('[model]\npreset = "tiny"\n[[data]]\nfolder = "set"\n')

@@ -30,7 +30,7 @@ def test_a_run_leaves_samples_and_curves_of_each_validation(
 ) -> None:
     if curves:
         pytest.importorskip("matplotlib")
-    monkeypatch.setattr(loop, "can_draw_curves", lambda: curves)
+    monkeypatch.setattr(loop, "can_plot", lambda: curves)
     recipe = dataclasses.replace(recipe, steps=3, validate_every=2)
     train(recipe, tmp_path / "run", device=CPU, workers=0)
     left = {"checkpoint.pt", "metrics.csv", "model.safetensors"}

@@ -1,0 +1,58 @@
+"""Options that several commands have, written once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from errseg.errors import UsageError
+
+SMALLEST_WINDOW = 64
+
+Model = Annotated[str, typer.Option(metavar="NAME", help="`errseg models` lists them.")]
+Weights = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Checkpoint to use for the model.")
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="auto, cpu, cuda, cuda:N or mps; auto takes a GPU if there is one."
+    ),
+]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of the model's arithmetic.")
+]
+Synonyms = Annotated[
+    Literal["mean", "first"],
+    typer.Option(help="Look for the mean of a class's synonyms, or for the first one."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
+
+
+def whole_number(name: str, text: str, *words: str, least: int = 1) -> int | str:
+    """The number, or one of the words.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text in words:
+        return text
+    if re.fullmatch(r"\d{1,12}", text) and int(text) >= least:
+        return int(text)
+    shown = ", ".join(word for word in words if word != "default")
+    raise UsageError(
+        f"{name} is {text!r}; it must be {shown} or a whole number of at least {least}."
+    )
+
+
+def parse_window(text: str) -> int | Literal["auto"] | None:
+    """What `--window PX|auto|off` says: pixels, "auto", or None for off.
+
+    Raises:
+        UsageError: none of these.
+    """
+    window = whole_number("--window", text, "auto", "off", least=SMALLEST_WINDOW)
+    return None if window == "off" else "auto" if window == "auto" else int(window)
