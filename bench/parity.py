@@ -1,10 +1,12 @@
 """Compare errseg with what the reference implementation computed, for weights made by a rule.
 
-    python bench/parity.py DIR
+    python bench/parity.py DIR [--plain]
 
 DIR holds `rule.py`, `input_480x640.png` and cases `<model>_<vocabulary>_K<K>.npz` with
 `…_labels.png`; its README says what the arrays are. Keys and vocabularies are read from DIR's
-sibling `design`. Exit code 1 where a case is past the limits.
+sibling `design`. Exit code 1 where a case is past the limits. `--plain` compares the method as the
+tests have it (tests/model/plain.py: no rewrites, one class and one pixel at a time, minutes) by
+its kept classes, logits, probabilities and labels.
 """
 
 from __future__ import annotations
@@ -38,12 +40,14 @@ CONFIGS = {"B": BASE, "L": LARGE}
 FIRST_CLASSES = 8
 
 Array = NDArray[np.float32]
+Compute = Callable[[ErrSeg, tuple[tuple[str, ...], ...], NDArray[np.uint8], int], dict[str, Any]]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--design", type=Path, help="folder of keys and vocabularies")
+    parser.add_argument("--plain", action="store_true", help="the slow and obvious path instead")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -51,11 +55,12 @@ def main() -> int:
     cases = sorted(options.folder.glob("*_K*.npz"))
     if not cases:
         sys.exit(f"{options.folder} holds no case *_K*.npz")
-    passed = [run_case(case, options.folder, design) for case in cases]
+    path = compute_plainly if options.plain else compute
+    passed = [run_case(case, options.folder, design, path) for case in cases]
     return 0 if all(passed) else 1
 
 
-def run_case(case: Path, folder: Path, design: Path) -> bool:
+def run_case(case: Path, folder: Path, design: Path, path: Compute) -> bool:
     match = re.fullmatch(r"([BL])_(.+)_K(\d+)", case.stem)
     if match is None:
         sys.exit(f"{case.name} is not named <model>_<vocabulary>_K<K>.npz")
@@ -64,7 +69,7 @@ def run_case(case: Path, folder: Path, design: Path) -> bool:
     model = build_model(letter, folder, design)
     names = load_vocabulary(str(vocabulary_file(vocabulary, design)))
     image = cv2.imread(str(folder / "input_480x640.png"), cv2.IMREAD_COLOR_RGB)
-    ours = compute(model, names.synonyms, image, keep)
+    ours = path(model, names.synonyms, image, keep)
     return compare(case, ours)
 
 
@@ -121,6 +126,26 @@ def compute(
     return seen
 
 
+@torch.inference_mode()
+def compute_plainly(
+    model: ErrSeg, synonyms: tuple[tuple[str, ...], ...], image: NDArray[np.uint8], keep: int
+) -> dict[str, Any]:
+    """What comes out of the plain path, by the names that the arrays have in a case."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "model"))
+    plain = importlib.import_module("plain")
+    text = embed_classes(model.text_encoder, synonyms, model.config.prompt, "first")
+    batch = preprocess([image], model.config.image_size, antialias=model.config.antialias)
+    logits = plain.err_seg(model, batch[0], text, keep)
+    kept = torch.nonzero((logits != plain.DROPPED).flatten(1).any(dim=1)).flatten()
+    return {
+        "selected": kept,
+        "text_first5": text[:5],
+        "logits_selected": logits[kept],
+        "prob_fullres_selected": plain.resize(logits[kept].sigmoid(), image.shape[:2]),
+        "labels": plain.best_class(logits, image.shape[:2])[0].numpy(),
+    }
+
+
 def watch(model: ErrSeg, seen: dict[str, Any]) -> None:
     """Keep what the parts return as they run."""
 
@@ -171,6 +196,8 @@ def compare(case: Path, ours: dict[str, Any]) -> bool:
     for name in reference.files:
         theirs = reference[name]
         plain = name.partition("__")[0]
+        if plain not in ours:
+            continue
         mine = np.asarray(ours[plain].cpu().numpy())
         if plain == "selected":
             same = np.array_equal(np.sort(theirs), mine)

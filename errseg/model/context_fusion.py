@@ -2,7 +2,8 @@
 
 Tokens stay in one layout, (B, K, H, W, C), through a layer. Guidance has one copy per picture
 (spatial) or per class (class fusion) while x has K or H·W: its part of each linear over
-[x; guidance] is computed once and broadcast.
+[x; guidance] is computed once and broadcast. Spatial fusion treats each class map alone and class
+fusion each position alone, so on a CPU both go block by block through all of their steps.
 
 Both attentions are pre-norm (LN → attention → residual). The design document leaves that LN out;
 the published checkpoints hold it as `norm1`, and the reference vectors need it.
@@ -10,19 +11,35 @@ the published checkpoints hold it as `norm1`, and the reference vectors need it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from errseg.model.layers import DropPath, GatedMLP, guided_linear, resize
+from errseg.model.layers import (
+    DropPath,
+    GatedMLP,
+    guidance_part,
+    guided_linear,
+    in_blocks,
+    resize,
+)
 
 DEPTHWISE_KERNEL = 7
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int) -> Tensor:
     """Scaled dot-product attention over (N, L, C), split into heads and joined again."""
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     fused: Tensor = F.scaled_dot_product_attention(query, key, value)
-    return fused.transpose(1, 2).flatten(2)
+    joined: Tensor = fused.transpose(1, 2).flatten(2)
+    return joined
+
+
+def _patches(x: Tensor, stride: int) -> Tensor:
+    """Non-overlapping patches of maps: (..., H, W, C) → (..., H/s, W/s, s·s·C)."""
+    patches = x.unflatten(-2, (-1, stride)).unflatten(-4, (-1, stride))
+    return patches.transpose(-4, -3).flatten(-3)
 
 
 class SequenceReduction(nn.Module):
@@ -33,17 +50,12 @@ class SequenceReduction(nn.Module):
         self.conv = nn.Conv2d(channels, channels, stride, stride)
         self.norm = nn.LayerNorm(channels)
 
-    def project(self, x: Tensor, inputs: slice, *, bias: bool) -> Tensor:
-        """The conv's part for the input channels `inputs`.
+    def matrix(self, inputs: slice) -> Tensor:
+        """The conv's weight for the input channels `inputs`, over `_patches` of them.
 
-        A conv with kernel = stride is a linear over non-overlapping patches:
-        (N, H, W, C) → (N, H/s, W/s, channels).
+        A conv with kernel = stride is a linear over non-overlapping patches.
         """
-        stride = self.conv.stride[0]
-        patches = x.unflatten(2, (-1, stride)).unflatten(1, (-1, stride))
-        patches = patches.permute(0, 1, 3, 2, 4, 5).flatten(3)
-        weight = self.conv.weight[:, inputs].permute(0, 2, 3, 1).flatten(1)
-        return F.linear(patches, weight, self.conv.bias if bias else None)
+        return self.conv.weight[:, inputs].permute(0, 2, 3, 1).flatten(1)
 
 
 class GuidedAttention(nn.Module):
@@ -63,27 +75,47 @@ class SpatialAttention(GuidedAttention):
 
     def __init__(self, channels: int, heads: int, stride: int) -> None:
         super().__init__(channels, heads)
+        self.stride = stride
         self.reduce_k = SequenceReduction(2 * channels, stride) if stride > 1 else None
         self.reduce_v = SequenceReduction(channels, stride) if stride > 1 else None
 
-    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """x (B, K, H, W, C), guidance (B, H, W, C) → (B, K, H, W, C)."""
-        batch, classes, height, width, channels = x.shape
-        query = guided_linear(self.q, x, guidance)
-        if self.reduce_k is None or self.reduce_v is None:
-            key, value = guided_linear(self.k, x, guidance), self.v(x)
-        else:
-            maps = x.flatten(0, 1)
-            of_x = self.reduce_k.project(maps, slice(channels), bias=False)
-            of_guidance = self.reduce_k.project(guidance, slice(channels, None), bias=True)
-            reduced = of_x.unflatten(0, (batch, classes)) + of_guidance.unsqueeze(1)
-            key = self.k(self.reduce_k.norm(reduced))
-            reduced = self.reduce_v.project(maps, slice(None), bias=True)
-            value = self.v(self.reduce_v.norm(reduced))
-        shape = (batch * classes, -1, channels)
-        fused = _attend(query.reshape(shape), key.reshape(shape), value.reshape(shape), self.heads)
-        out: Tensor = self.proj(fused)
-        return out.view(batch, classes, height, width, channels)
+    def with_guidance(self, guidance: Tensor) -> Callable[[Tensor], Tensor]:
+        """guidance (B, H, W, C) → the attention x (B, n, H, W, C) → same, for any n maps."""
+        channels = guidance.shape[-1]
+        of_query = guidance_part(self.q, guidance).unsqueeze(1)
+        key_value = self._key_value(guidance)
+
+        def attention(x: Tensor) -> Tensor:
+            query = guided_linear(self.q, x, of_query)
+            key, value = key_value(x)
+            shape = (x.shape[0] * x.shape[1], -1, channels)
+            fused = _attend(
+                *(part.reshape(shape) for part in (query, key, value)), heads=self.heads
+            )
+            out: Tensor = self.proj(fused)
+            return out.view_as(x)
+
+        return attention
+
+    def _key_value(self, guidance: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Keys and values of maps x (B, n, H, W, C), (B, n, H/s, W/s, C) each."""
+        reduce_k, reduce_v, stride = self.reduce_k, self.reduce_v, self.stride
+        if reduce_k is None or reduce_v is None:
+            of_key = guidance_part(self.k, guidance).unsqueeze(1)
+            return lambda x: (guided_linear(self.k, x, of_key), self.v(x))
+        channels = guidance.shape[-1]
+        over_guidance = reduce_k.matrix(slice(channels, None))
+        of_guidance = F.linear(_patches(guidance, stride), over_guidance, reduce_k.conv.bias)
+        of_guidance = of_guidance.unsqueeze(1)
+        key_matrix, value_matrix = reduce_k.matrix(slice(channels)), reduce_v.matrix(slice(None))
+
+        def key_value(x: Tensor) -> tuple[Tensor, Tensor]:
+            patches = _patches(x, stride)
+            keys = F.linear(patches, key_matrix) + of_guidance
+            values = F.linear(patches, value_matrix, reduce_v.conv.bias)
+            return self.k(reduce_k.norm(keys)), self.v(reduce_v.norm(values))
+
+        return key_value
 
 
 class SpatialFusion(nn.Module):
@@ -102,23 +134,34 @@ class SpatialFusion(nn.Module):
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B, K, H, W, C), guidance (B, H, W, C) → (B, K, H, W, C)."""
-        x = x + self.drop_path(self.attention(self.norm1(x), guidance))
-        maps = self.mlp(self.norm2(x)).flatten(0, 1).permute(0, 3, 1, 2)
-        hidden = self.depthwise(maps).permute(0, 2, 3, 1).view_as(x)
-        out: Tensor = x + self.drop_path(hidden)
-        return out
+        attention = self.attention.with_guidance(guidance)
+
+        def fuse(x: Tensor) -> Tensor:
+            x = x + self.drop_path(attention(self.norm1(x)))
+            maps = self.mlp(self.norm2(x)).flatten(0, 1).permute(0, 3, 1, 2)
+            hidden = self.depthwise(maps).permute(0, 2, 3, 1).view_as(x)
+            out: Tensor = x + self.drop_path(hidden)
+            return out
+
+        return in_blocks(fuse, x, axis=1)
 
 
 class ClassAttention(GuidedAttention):
     """Attention between the kept classes at one position."""
 
-    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """x (B, L, K, C) with L positions, guidance (B, K, C) → (B, L, K, C)."""
-        query, key = (guided_linear(layer, x, guidance) for layer in (self.q, self.k))
-        value: Tensor = self.v(x)
-        fused = _attend(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), self.heads)
-        out: Tensor = self.proj(fused)
-        return out.view_as(x)
+    def with_guidance(self, guidance: Tensor) -> Callable[[Tensor], Tensor]:
+        """guidance (B, K, C) → the attention x (B, n, K, C) → same, for any n positions."""
+        of_query, of_key = (
+            guidance_part(layer, guidance).unsqueeze(1) for layer in (self.q, self.k)
+        )
+
+        def attention(x: Tensor) -> Tensor:
+            query, key = guided_linear(self.q, x, of_query), guided_linear(self.k, x, of_key)
+            sequences = (part.flatten(0, 1) for part in (query, key, self.v(x)))
+            out: Tensor = self.proj(_attend(*sequences, heads=self.heads))
+            return out.view_as(x)
+
+        return attention
 
 
 class ClassFusion(nn.Module):
@@ -137,10 +180,16 @@ class ClassFusion(nn.Module):
         """x (B, K, H, W, C), guidance (B, K, C) → (B, K, H, W, C)."""
         height, width = x.shape[2:4]
         pooled = self._pool(x)
-        tokens = pooled.flatten(2, 3).transpose(1, 2)
-        tokens = tokens + self.drop_path(self.attention(self.norm1(tokens), guidance))
-        tokens = tokens + self.drop_path(F.relu6(self.mlp(self.norm2(tokens))))
-        fused = tokens.transpose(1, 2).unflatten(2, pooled.shape[2:4])
+        attention = self.attention.with_guidance(guidance)
+
+        def fuse(tokens: Tensor) -> Tensor:
+            tokens = tokens + self.drop_path(attention(self.norm1(tokens)))
+            hidden = F.relu6(self.mlp(self.norm2(tokens)), inplace=True)
+            fused: Tensor = tokens + self.drop_path(hidden)
+            return fused
+
+        tokens = in_blocks(fuse, pooled.flatten(2, 3).transpose(1, 2).contiguous(), axis=1)
+        fused = tokens.transpose(1, 2).contiguous().unflatten(2, pooled.shape[2:4])
         maps = fused.flatten(0, 1).permute(0, 3, 1, 2)
         maps = resize(maps, (height, width), align_corners=True)
         return x + maps.permute(0, 2, 3, 1).view_as(x)

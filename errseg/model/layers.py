@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+BLOCK_TOKENS = 4096
+"""Per CPU thread: what becomes of so many tokens on their way through a layer stays in its cache,
+and the memory that it takes is used again for the next ones."""
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
+    """`function` of x, on a CPU piece by piece along `axis`, which it must treat one by one.
+
+    Args:
+        function: keeps the shape.
+        x: tokens (B, ..., C).
+    """
+    tokens = x.numel() // (x.shape[-1] * x.shape[axis])
+    length = max(1, BLOCK_TOKENS * torch.get_num_threads() // tokens)
+    if x.device.type != "cpu" or torch.is_grad_enabled() or length >= x.shape[axis]:
+        return function(x)
+    return torch.cat([function(block) for block in x.split(length, axis)], axis)
 
 
 def resize(x: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
@@ -14,18 +34,25 @@ def resize(x: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> 
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
-def guided_linear(layer: nn.Linear, x: Tensor, guidance: Tensor) -> Tensor:
-    """A linear over [x; guidance], where guidance has one copy and x has many.
+def guidance_part(layer: nn.Linear, guidance: Tensor) -> Tensor:
+    """The guidance's share of a linear over [x; guidance]: W [x; g] + b = W_x x + (W_g g + b).
 
-    W [x; g] = W_x x + W_g g: the guidance's part is computed once and broadcast over axis 1.
+    Guidance has one copy where x has many: its share is computed once and broadcast.
 
     Args:
-        x: (B, N, ..., C).
-        guidance: (B, ..., G), as x without its axis 1.
+        guidance: (..., G).
     """
-    width = x.shape[-1]
-    of_guidance = F.linear(guidance, layer.weight[:, width:], layer.bias)
-    return F.linear(x, layer.weight[:, :width]) + of_guidance.unsqueeze(1)
+    return F.linear(guidance, layer.weight[:, -guidance.shape[-1] :], layer.bias)
+
+
+def guided_linear(layer: nn.Linear, x: Tensor, of_guidance: Tensor) -> Tensor:
+    """A linear over [x; guidance], whose second share is known.
+
+    Args:
+        x: (..., C).
+        of_guidance: from `guidance_part`, in a shape that can be added to the layer's output.
+    """
+    return F.linear(x, layer.weight[:, : x.shape[-1]]) + of_guidance
 
 
 class DropPath(nn.Module):
@@ -60,5 +87,5 @@ class GatedMLP(nn.Module):
         self.fc3 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        gated: Tensor = self.fc3(F.relu6(self.fc1(x)) * self.fc2(x))
+        gated: Tensor = self.fc3(F.relu6(self.fc1(x), inplace=True) * self.fc2(x))
         return gated

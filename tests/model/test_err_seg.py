@@ -41,10 +41,18 @@ def assert_equals_plain(model: ErrSeg, images: Tensor, text: Tensor, keep: int) 
     return prediction
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("block_tokens", [1, 4096])
+@pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda switches: "+".join(switches) or "all on")
 @pytest.mark.parametrize("name", ["tiny", "tiny-convnext"])
-def test_equals_plain(name: str, switches: dict[str, bool | int], batch: int) -> None:
+def test_equals_plain(
+    name: str,
+    switches: dict[str, bool | int],
+    batch: int,
+    block_tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("errseg.model.layers.BLOCK_TOKENS", block_tokens)
     model = build_model(name, **switches)
     prediction = assert_equals_plain(model, random_images(batch), random_text(9), keep=4)
     kept = 9 if switches.get("channel_reduction") is False else 4

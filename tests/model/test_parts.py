@@ -20,7 +20,7 @@ from errseg.model.cost_embedding import CostEmbedding, ImageGuidance, TextGuidan
 from errseg.model.decoder import Decoder
 from errseg.model.err_seg import ErrSeg
 from errseg.model.image_encoder import EfficientNetLiteEncoder
-from errseg.model.layers import DropPath
+from errseg.model.layers import DropPath, in_blocks
 from errseg.records import UNLABELLED
 from errseg.training.mini_init import init_trunk
 
@@ -250,6 +250,25 @@ def test_class_fusion(size: tuple[int, int], pooling: int, classes: int) -> None
     for index in range(BATCH):
         expected = plain.class_fusion(module, x[index], guidance[index])
         torch.testing.assert_close(found[index].permute(0, 3, 1, 2), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_blocks_are_all_of_it_in_order(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 7, 5, CHANNELS)
+    seen: list[int] = []
+
+    def double(block: Tensor) -> Tensor:
+        seen.append(block.shape[axis])
+        return block * 2
+
+    monkeypatch.setattr("errseg.model.layers.BLOCK_TOKENS", 2 * 2 * 35 // x.shape[axis])
+    with torch.no_grad():
+        assert torch.equal(in_blocks(double, x, axis), x * 2)
+    assert max(seen) == 2
+    assert sum(seen) == x.shape[axis]
+    seen.clear()
+    assert torch.equal(in_blocks(double, x, axis), x * 2)
+    assert seen == [x.shape[axis]], "training goes in one piece: nothing would be reused"
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
