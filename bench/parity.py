@@ -197,6 +197,7 @@ def compare(case: Path, ours: dict[str, Any]) -> bool:
         theirs = reference[name]
         plain = name.partition("__")[0]
         if plain not in ours:
+            print(f"  {plain:32} not computed on this path")
             continue
         mine = np.asarray(ours[plain].cpu().numpy())
         if plain == "selected":

@@ -32,13 +32,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int) -> Tensor:
     """Scaled dot-product attention over (N, L, C), split into heads and joined again."""
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     fused: Tensor = F.scaled_dot_product_attention(query, key, value)
-    joined: Tensor = fused.transpose(1, 2).flatten(2)
-    return joined
+    return fused.transpose(1, 2).flatten(2)
 
 
 def _patches(x: Tensor, stride: int) -> Tensor:
     """Non-overlapping patches of maps: (..., H, W, C) → (..., H/s, W/s, s·s·C)."""
-    patches = x.unflatten(-2, (-1, stride)).unflatten(-4, (-1, stride))
+    patches: Tensor = x.unflatten(-2, (-1, stride)).unflatten(-4, (-1, stride))
     return patches.transpose(-4, -3).flatten(-3)
 
 
