@@ -6,7 +6,8 @@ Rows that change what is learnt (the two sequence reductions, HSM) get a head of
 by bench/ablation.toml on errseg-mini's image tower; CRM has no weights, so the rows without it and
 with other K use the head of the first row. Each row is measured with the vocabularies of the
 validation sets, padded with names of ADE20K-847 to T = 20, 150 and 847: a pixel that gets one of
-those names is wrong. Finished parts in OUT are kept; the same command goes on.
+those names is wrong. Finished parts in OUT are kept; the same command goes on. `--costs` measures
+seconds and memory anew, for a machine that was busy with other things.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 
 from errseg import Segmenter
 from errseg.catalogue import embedded_path
-from errseg.config import ModelConfig
+from errseg.config import Keep, ModelConfig
 from errseg.datasets import LabelledFolder, open_folder, read_pair
 from errseg.evaluation.folder import evaluate, new_evaluation
 from errseg.inference import preprocess
@@ -44,8 +45,8 @@ TRAINED: dict[str, dict[str, Any]] = {
     "without class reduction": {"class_pooling": 1},
     "without HSM": {"hierarchical": False},
 }
-DERIVED: dict[str, tuple[dict[str, Any], int | None]] = {
-    "without CRM": ({"channel_reduction": False}, None),
+DERIVED: dict[str, tuple[dict[str, Any], Keep]] = {
+    "without CRM": ({"channel_reduction": False}, "published"),
     "K = 4": ({}, 4),
     "K = 8": ({}, 8),
     "K = 16": ({}, 16),
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--pictures", type=int, default=20, help="of each set, per row and T")
+    parser.add_argument("--costs", action="store_true", help="measure only the costs, anew")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -74,12 +76,19 @@ def main() -> None:
     path = options.out / "ablation.json"
     if path.exists():
         results = json.loads(path.read_text())
-    for name in (*TRAINED, *DERIVED):
-        for size in VOCABULARY_SIZES:
-            if str(size) not in results.setdefault(name, {}):
-                results[name][str(size)] = measured(options.out, name, sets, size, options.pictures)
-                path.write_text(json.dumps(results, indent=2))
-                print(name, size, results[name][str(size)], flush=True)
+    cells = [(name, size) for name in (*TRAINED, *DERIVED) for size in VOCABULARY_SIZES]
+    for name, size in cells:
+        found = results.setdefault(name, {}).setdefault(str(size), {})
+        if not found:
+            found |= accuracy(options.out, name, sets, size, options.pictures)
+            path.write_text(json.dumps(results, indent=2))
+            print(name, size, found, flush=True)
+    for name, size in cells:
+        found = results[name][str(size)]
+        if options.costs or "whole_s" not in found:
+            found |= cost(options.out, name, sets[0], size)
+            path.write_text(json.dumps(results, indent=2))
+            print(name, size, found, flush=True)
     for line in table(results):
         print(line)
 
@@ -121,41 +130,48 @@ def fresh_head(config: ModelConfig, seed: int) -> ErrSeg:
     return model
 
 
-def measured(
-    out: Path, name: str, sets: list[LabelledFolder], size: int, pictures: int
-) -> dict[str, float]:
-    """mIoU on each set, seconds of the whole and of the head, the head's peak memory."""
-    changes, keep = DERIVED.get(name, ({}, None))
+def load_row(out: Path, name: str) -> tuple[ErrSeg, Keep]:
+    """A row's model, and the K that it is measured with."""
+    changes, keep = DERIVED.get(name, ({}, "published"))
     row = name if name in TRAINED else "full"
     model = load_model(out / row.replace(" ", "-") / "model.safetensors").eval()
     model.config = dataclasses.replace(model.config, **changes)
+    return model, keep
+
+
+def accuracy(
+    out: Path, name: str, sets: list[LabelledFolder], size: int, pictures: int
+) -> dict[str, float]:
+    """mIoU on each set."""
+    model, keep = load_row(out, name)
     found: dict[str, float] = {}
     for labelled in sets:
         padded_set = padded(labelled, size)
         segmenter = Segmenter(model, classes=padded_set.vocabulary, device="cpu", keep=keep)
         evaluation = evaluate(segmenter, padded_set, new_evaluation(padded_set), limit=pictures)
         found[labelled.name] = evaluation.metrics.mean_iou
-    return {**found, **cost(model, sets[0], size, keep)}
+    return found
 
 
 def padded(labelled: LabelledFolder, size: int) -> LabelledFolder:
     """The set with names of ADE20K-847 that it has not, up to T = `size` classes."""
     own = labelled.vocabulary.synonyms
     taken = {name.casefold() for names in own for name in names}
-    others = [
-        names
-        for names in load_vocabulary("ade20k-847").synonyms
-        if not taken & {name.casefold() for name in names}
-    ][: max(0, size - len(own))]
+    others: dict[str, tuple[str, ...]] = {}  # by first name: the list has a few of them twice
+    for names in load_vocabulary("ade20k-847").synonyms:
+        if len(own) + len(others) < size and not taken & {name.casefold() for name in names}:
+            others.setdefault(names[0].casefold(), names)
     return dataclasses.replace(
         labelled,
-        vocabulary=vocabulary_from_names([*own, *others]),
+        vocabulary=vocabulary_from_names([*own, *others.values()]),
         measured_as=(*range(len(own)), *[-1] * len(others)),
     )
 
 
 @torch.inference_mode()
-def cost(model: ErrSeg, labelled: LabelledFolder, size: int, keep: int | None) -> dict[str, float]:
+def cost(out: Path, name: str, labelled: LabelledFolder, size: int) -> dict[str, float]:
+    """Seconds of the whole and of the head, the head's peak memory."""
+    model, keep = load_row(out, name)
     names = load_vocabulary("ade20k-847").synonyms[:size]
     text = embed_classes(model.text_encoder, names, model.config.prompt)
     image, _ = read_pair(labelled, labelled.pairs[0])
@@ -172,9 +188,7 @@ def cost(model: ErrSeg, labelled: LabelledFolder, size: int, keep: int | None) -
     return {"whole_s": whole, "head_s": head, "head_peak_mb": peak}
 
 
-def median_seconds(
-    model: ErrSeg, batch: torch.Tensor, text: torch.Tensor, keep: int | None
-) -> float:
+def median_seconds(model: ErrSeg, batch: torch.Tensor, text: torch.Tensor, keep: Keep) -> float:
     seconds = []
     for _ in range(REPEATS + 1):
         begun = time.perf_counter()
@@ -183,9 +197,7 @@ def median_seconds(
     return statistics.median(seconds[1:])
 
 
-def peak_megabytes(
-    model: ErrSeg, batch: torch.Tensor, text: torch.Tensor, keep: int | None
-) -> float:
+def peak_megabytes(model: ErrSeg, batch: torch.Tensor, text: torch.Tensor, keep: Keep) -> float:
     """By how much the process grows while the head works (Linux; NaN elsewhere)."""
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():

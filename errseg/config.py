@@ -26,6 +26,10 @@ KEEP_BY_VOCABULARY_SIZE = ((20, 16), (59, 24), (150, 32), (459, 48))
 
 KEEP_LARGEST = 48
 
+Keep = int | Literal["auto", "published"] | None
+"""CRM's budget: K; "published", by the size of the vocabulary; "auto", at most that, of each
+picture the classes with votes enough; None, whichever of the two is the model's own."""
+
 DECODER_GROUP_WIDTH = 8
 """Channels per group of the decoder's group norms."""
 
@@ -53,6 +57,7 @@ class ModelConfig:
             which stochastic depth grows from layer to layer in training.
         decoder_channels, decoder_guidance_channels: of the three decoder steps.
         hierarchical: HSM on; off uses the stride-32 cost alone.
+        keep: the model's own CRM budget, "published" or "auto" (see `Keep`).
         channel_reduction: CRM on; off keeps all T classes.
         spatial_stride: ESCF's spatial-level sequence reduction; 1 turns it off.
         class_pooling: ESCF's class-level sequence reduction; 1 turns it off.
@@ -80,6 +85,7 @@ class ModelConfig:
     drop_path: float = 0.025
     decoder_channels: tuple[int, int, int] = (64, 32, 16)
     decoder_guidance_channels: tuple[int, int, int] = (32, 16, 8)
+    keep: Literal["published", "auto"] = "published"
     hierarchical: bool = True
     channel_reduction: bool = True
     spatial_stride: int = 2
@@ -104,6 +110,8 @@ class ModelConfig:
                 f"embedding_dim is {self.embedding_dim}; with minilm it must equal text_width, "
                 f"{self.text_width}."
             )
+        if self.keep not in ("published", "auto"):
+            raise ConfigError(f"keep is {self.keep!r}; it must be published or auto.")
         if any(channels % DECODER_GROUP_WIDTH for channels in self.decoder_channels):
             raise ConfigError(
                 f"decoder_channels are {self.decoder_channels}; each must be a multiple of "
@@ -116,16 +124,18 @@ class ModelConfig:
         if self.spatial_stride not in (1, 2) or self.class_pooling not in (1, 2):
             raise ConfigError("spatial_stride and class_pooling must be 1 (off) or 2.")
 
-    def keep_for(self, class_count: int, keep: int | None = None) -> int:
-        """K for a vocabulary of `class_count` classes: `keep` if given, else as published."""
+    def keep_for(self, class_count: int, keep: Keep = None) -> int:
+        """The largest K for a vocabulary of `class_count` classes: `keep`, or as published."""
         if not self.channel_reduction:
             return class_count
-        if keep is None:
-            keep = next(
-                (k for largest, k in KEEP_BY_VOCABULARY_SIZE if class_count <= largest),
-                KEEP_LARGEST,
-            )
-        return min(keep, class_count)
+        if isinstance(keep, int):
+            return min(keep, class_count)
+        published = (k for largest, k in KEEP_BY_VOCABULARY_SIZE if class_count <= largest)
+        return min(next(published, KEEP_LARGEST), class_count)
+
+    def by_votes(self, keep: Keep = None) -> bool:
+        """Whether a picture may keep fewer classes than `keep_for` says."""
+        return self.channel_reduction and (keep or self.keep) == "auto"
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -191,11 +201,13 @@ MINI = ModelConfig(
     mlp_channels=96,
     decoder_channels=(24, 16, 8),
     decoder_guidance_channels=(16, 8, 8),
+    keep="auto",
 )
 
 TINY = dataclasses.replace(
     MINI,
     name="tiny",
+    keep="published",
     image_size=(64, 64),
     trunk_width=0.25,
     text_layers=1,

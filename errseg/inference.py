@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from errseg.config import Keep
 from errseg.devices import arithmetic
 from errseg.model.err_seg import ClassMaps, ErrSeg
 from errseg.records import UNLABELLED, ImageArray, LabelMap, ScoreMap
+from errseg.stages import stage
 from errseg.steady import Steadier
 
 TILE_SIDE = 160
@@ -72,7 +74,7 @@ def segment(
     images: Sequence[ImageArray],
     text: Tensor,
     *,
-    keep: int | None = None,
+    keep: Keep = None,
     precision: torch.dtype = torch.float32,
     threshold: float = 0.0,
 ) -> list[tuple[LabelMap, ScoreMap]]:
@@ -81,7 +83,7 @@ def segment(
     Args:
         images: each (H, W, 3) uint8 RGB; sizes may differ.
         text: (T, D) class embeddings on the model's device.
-        keep: CRM's budget K; None as published.
+        keep: CRM's budget K; None is the model's own way.
         precision: of the model's arithmetic; below float32 by autocast.
         threshold: pixels whose best probability is lower are left unlabelled.
 
@@ -101,7 +103,7 @@ def predict(
     images: Sequence[ImageArray],
     text: Tensor,
     *,
-    keep: int | None = None,
+    keep: Keep = None,
     precision: torch.dtype = torch.float32,
     steadier: Steadier | None = None,
 ) -> list[ClassMaps]:
@@ -112,7 +114,8 @@ def predict(
         steadier: carried on through the pictures, which are consecutive frames of one video then.
     """
     config = model.config
-    batch = preprocess(images, config.image_size, antialias=config.antialias).to(text.device)
+    with stage("preprocess"):
+        batch = preprocess(images, config.image_size, antialias=config.antialias).to(text.device)
     motions = [] if steadier is None else [steadier.observe(image) for image in images]
 
     def carried(votes: Tensor) -> Tensor:
@@ -125,9 +128,11 @@ def predict(
             batch, text, keep=keep, vote_filter=None if steadier is None else carried
         )
     probabilities = prediction.logits.float().sigmoid()
+    kept = prediction.classes.shape[1]
+    counts = [kept] * len(images) if prediction.counts is None else prediction.counts.tolist()
     found = [
-        ClassMaps(maps, classes)
-        for maps, classes in zip(probabilities, prediction.classes, strict=True)
+        ClassMaps(maps[:count], classes[:count])
+        for maps, classes, count in zip(probabilities, prediction.classes, counts, strict=True)
     ]
     if steadier is None:
         return found
@@ -150,7 +155,15 @@ def best_class(
     Returns:
         (H, W) uint16 class ids (`UNLABELLED` below the threshold), (H, W) float32 probabilities.
     """
-    maps, ids = probabilities.cpu().numpy(), classes.cpu().numpy().astype(np.uint16)
+    with stage("resize"):
+        return _best_class(
+            probabilities.cpu().numpy(), classes.cpu().numpy().astype(np.uint16), size, threshold
+        )
+
+
+def _best_class(
+    maps: NDArray[np.float32], ids: NDArray[np.uint16], size: tuple[int, int], threshold: float
+) -> tuple[LabelMap, ScoreMap]:
     labels = np.empty(size, np.uint16)
     scores = np.empty(size, np.float32)
     columns = _tiles(maps.shape[2], size[1])

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from errseg.config import Keep
 from errseg.devices import Precision, resolve_device, resolve_precision
 from errseg.embedding_cache import cache_folder, cached_embeddings
 from errseg.errors import ConfigError, InputError
@@ -46,7 +47,7 @@ class Segmenter:
         weights: str | Path | None = None,
         device: str = "auto",
         precision: Precision = "auto",
-        keep: int | None = None,
+        keep: Keep = None,
         threshold: float = 0.0,
         synonyms: Synonyms = "mean",
         window: WindowSize = "auto",
@@ -59,7 +60,9 @@ class Segmenter:
             weights: checkpoint file; None takes the model's own. Not with a model already built.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
             precision: "auto", "fp32", "bf16" or "fp16".
-            keep: CRM's budget K; None as published for the number of classes.
+            keep: CRM's budget K; "published", by the number of classes; "auto", at most that, of
+                each picture the classes that enough of its pixels vote for; None, the model's own
+                of these two ("auto" for errseg-mini).
             threshold: pixels whose best probability (0..1) is lower stay unlabelled.
             synonyms: "mean" averages a class's synonyms, "first" takes the first one.
             window: pictures longer than so many pixels are cut into overlapping windows of this
@@ -72,8 +75,11 @@ class Segmenter:
         self.precision = resolve_precision(precision, self.device)
         if not 0.0 <= threshold <= 1.0:
             raise ConfigError(f"threshold is {threshold}; it must lie between 0 and 1.")
-        if keep is not None and (not isinstance(keep, int) or keep < 1):
-            raise ConfigError(f"keep is {keep}; it must be a whole number, at least 1.")
+        if not (keep in (None, "auto", "published") or (isinstance(keep, int) and keep >= 1)):
+            raise ConfigError(
+                f"keep is {keep!r}; it must be None, 'auto', 'published' or a whole number, at "
+                "least 1."
+            )
         if synonyms not in ("mean", "first"):
             raise ConfigError(f"synonyms is {synonyms!r}; it must be 'mean' or 'first'.")
         if not _is_window(window):
@@ -81,7 +87,8 @@ class Segmenter:
                 f"window is {window!r}; it must be 'auto', None or a whole number of pixels, "
                 f"at least {SMALLEST_WINDOW}."
             )
-        self.keep, self.threshold, self.synonyms = keep, threshold, synonyms
+        self.keep: Keep = keep
+        self.threshold, self.synonyms = threshold, synonyms
         self.window: WindowSize = window
         if isinstance(model, ErrSeg) and weights is not None:
             raise ConfigError("weights came with a model already built; give its name instead.")
@@ -93,6 +100,13 @@ class Segmenter:
         """Change the vocabulary; the model stays loaded."""
         self.vocabulary = _as_vocabulary(classes)
         self.text = self._embed(self.vocabulary)
+
+    @property
+    def kept(self) -> int | str:
+        """Classes kept per picture: K, or "auto" where that differs from picture to picture."""
+        config = self.model.config
+        total = len(self.vocabulary)
+        return "auto" if config.by_votes(self.keep) else config.keep_for(total, self.keep)
 
     @torch.inference_mode()
     def _embed(self, vocabulary: Vocabulary) -> Tensor:

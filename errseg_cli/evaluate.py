@@ -16,7 +16,17 @@ from errseg.catalogue import EMBEDDED, file_hash, find_weights
 from errseg.errors import UsageError
 from errseg_cli.errors import EXIT_FAILED, reported
 from errseg_cli.evaluation_report import class_table, percent, print_figures
-from errseg_cli.options import Debug, Device, Model, Precision, Synonyms, Weights, parse_window
+from errseg_cli.options import (
+    Debug,
+    Device,
+    Keep,
+    Model,
+    Precision,
+    Synonyms,
+    Weights,
+    parse_keep,
+    parse_window,
+)
 from errseg_cli.output import errors_to_terminal, say, shown
 from errseg_cli.progress import clock, is_round
 
@@ -37,7 +47,7 @@ class _Settings:
 
     model: str
     weights: str
-    keep: int | None
+    keep: int | Literal["auto", "published"] | None
     synonyms: Literal["mean", "first"]
     window: int | Literal["auto"] | None
     precision: str
@@ -69,15 +79,7 @@ def evaluate(
     ] = None,
     model: Model = EMBEDDED,
     weights: Weights = None,
-    keep: Annotated[
-        int | None,
-        typer.Option(
-            metavar="K",
-            min=1,
-            help="Classes kept per picture.",
-            show_default="as published for the number of classes",
-        ),
-    ] = None,
+    keep: Keep = "default",
     synonyms: Synonyms = "mean",
     window: Annotated[
         str, typer.Option(metavar="PX|auto|off", help="As for `errseg run`.")
@@ -131,7 +133,13 @@ def evaluate(
         sets = _named([open_labelled(folder, benchmark, names) for folder in folders])
         files = _files(list(sets), csv_file, plot, reliability, overwrite=overwrite)
         settings = _Settings(
-            model, file_hash(checkpoint), keep, synonyms, parse_window(window), precision, limit
+            model,
+            file_hash(checkpoint),
+            parse_keep(keep),
+            synonyms,
+            parse_window(window),
+            precision,
+            limit,
         )
         segmenter = _segmenter(settings, weights, device, next(iter(sets.values())))
         done: dict[str, Evaluation] = {}

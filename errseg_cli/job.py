@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from errseg.catalogue import file_hash, find_weights
 from errseg.errors import DeviceError, UsageError
-from errseg_cli.options import parse_window, whole_number
+from errseg_cli.options import parse_keep, parse_window, whole_number
 
 if TYPE_CHECKING:
     from errseg.outputs import Medium
@@ -74,7 +74,7 @@ class Job:
     identity: dict[str, object]
     weights: Path
     weights_hash: str
-    keep: int | None
+    keep: int | Literal["auto", "published"] | None
     window: int | Literal["auto"] | None
     batch_size: int | Literal["auto"] | None
     reading: ReadOptions
@@ -92,7 +92,7 @@ def prepare(options: RunOptions) -> Job:
         UsageError, WeightsError: what was asked cannot be done; nothing was written.
     """
     _check_values(options)
-    keep = whole_number("--keep", options.keep, "auto")
+    keep = parse_keep(options.keep)
     window = parse_window(options.window)
     batch_size = whole_number("--batch-size", options.batch_size, "auto", "default")
     weights = find_weights(options.model, options.weights)
@@ -126,7 +126,7 @@ def prepare(options: RunOptions) -> Job:
         identity=identity,
         weights=weights,
         weights_hash=weights_hash,
-        keep=keep if isinstance(keep, int) else None,
+        keep=keep,
         window=window,
         batch_size=None
         if batch_size == "default"

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import errseg
+from errseg_cli.bench import bench
 from errseg_cli.classes import classes
 from errseg_cli.evaluate import evaluate
 from errseg_cli.merge import merge
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (run, merge, classes, models, samples, train):
+for command in (run, merge, classes, models, samples, train, bench):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -25,6 +25,15 @@ Device = Annotated[
 Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of the model's arithmetic.")
 ]
+Keep = Annotated[
+    str,
+    typer.Option(
+        metavar="K|auto|published",
+        help="Classes kept per picture: fewer is faster. published goes by the number of classes;"
+        " auto keeps at most that many, those that enough pixels may show.",
+        show_default="auto for errseg-mini, else published",
+    ),
+]
 Synonyms = Annotated[
     Literal["mean", "first"],
     typer.Option(help="Look for the mean of a class's synonyms, or for the first one."),
@@ -46,6 +55,18 @@ def whole_number(name: str, text: str, *words: str, least: int = 1) -> int | str
     raise UsageError(
         f"{name} is {text!r}; it must be {shown} or a whole number of at least {least}."
     )
+
+
+def parse_keep(text: str) -> int | Literal["auto", "published"] | None:
+    """What `--keep K|auto|published` says; None where it says nothing.
+
+    Raises:
+        UsageError: none of these.
+    """
+    keep = whole_number("--keep", text, "auto", "published", "default")
+    if isinstance(keep, int):
+        return keep
+    return "auto" if keep == "auto" else "published" if keep == "published" else None
 
 
 def parse_window(text: str) -> int | Literal["auto"] | None:

@@ -19,7 +19,7 @@ from errseg.catalogue import EMBEDDED
 from errseg.errors import UsageError, WriteError
 from errseg_cli.errors import EXIT_FAILED, reported
 from errseg_cli.job import Job, RunOptions, prepare
-from errseg_cli.options import Debug, Device, Model, Precision, Synonyms, Weights
+from errseg_cli.options import Debug, Device, Keep, Model, Precision, Synonyms, Weights
 from errseg_cli.output import print_result, say
 from errseg_cli.progress import OnProgress, progress_shown
 from errseg_cli.report import print_classes, say_failures, say_summary
@@ -100,13 +100,7 @@ def run(
             " them: finer, and slower. auto does so where one pass cannot do justice to a picture.",
         ),
     ] = "auto",
-    keep: Annotated[
-        str,
-        typer.Option(
-            metavar="K|auto",
-            help="Classes kept per picture: fewer is faster. auto goes by the number of classes.",
-        ),
-    ] = "auto",
+    keep: Keep = "default",
     synonyms: Synonyms = "mean",
     every: Annotated[int, typer.Option(metavar="N", help="Videos: take every N-th frame.")] = 1,
     fps: Annotated[

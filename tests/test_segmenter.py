@@ -148,6 +148,15 @@ def test_more_classes_than_are_kept(model: ErrSeg) -> None:
     assert len(np.unique(segmenter(picture()).labels)) <= 2
 
 
+def test_pictures_keep_their_own_classes_in_any_batch(model: ErrSeg) -> None:
+    segmenter = Segmenter(model, classes=[f"thing {i}" for i in range(30)], keep="auto")
+    assert segmenter.kept == "auto"
+    pictures = [picture(), np.full((40, 50, 3), 99, np.uint8), picture()[:, ::-1]]
+    for alone, together in zip(map(segmenter, pictures), segmenter(pictures), strict=True):
+        assert np.mean(alone.labels == together.labels) > 0.999
+        np.testing.assert_allclose(alone.scores, together.scores, atol=1e-5)
+
+
 # --- settings ---------------------------------------------------------------------------------
 
 
@@ -159,6 +168,7 @@ def test_more_classes_than_are_kept(model: ErrSeg) -> None:
         {"threshold": float("nan")},
         {"keep": 0},
         {"keep": -3},
+        {"keep": "few"},
         {"synonyms": "all"},
     ],
     ids=str,

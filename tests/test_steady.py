@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from errseg.config import PRESETS
+from errseg.config import PRESETS, Keep
 from errseg.errors import ConfigError
 from errseg.inference import predict
 from errseg.model.err_seg import ClassMaps, ErrSeg
@@ -133,17 +133,18 @@ def model() -> ErrSeg:
     return ErrSeg(PRESETS["tiny"]).eval()
 
 
-def test_frames_at_once_are_frames_one_by_one(model: ErrSeg) -> None:
+@pytest.mark.parametrize("keep", [3, "auto"])
+def test_frames_at_once_are_frames_one_by_one(model: ErrSeg, keep: Keep) -> None:
     text = torch.nn.functional.normalize(torch.randn(9, model.config.embedding_dim), dim=1)
     frames = [scene(0, (60, 80)), scene(0, (60, 80)), scene(1, (60, 80)), scene(1, (60, 80))]
     frames[3] = frames[3] // 16 * 16  # near, but not the same
     one, all_of_them = Steadier(0.9), Steadier(0.9)
-    single = [predict(model, [frame], text, keep=3, steadier=one)[0] for frame in frames]
-    batch = predict(model, frames, text, keep=3, steadier=all_of_them)
+    single = [predict(model, [frame], text, keep=keep, steadier=one)[0] for frame in frames]
+    batch = predict(model, frames, text, keep=keep, steadier=all_of_them)
     for alone, together in zip(single, batch, strict=True):
         assert torch.equal(alone.classes, together.classes)
         torch.testing.assert_close(alone.probabilities, together.probabilities)
-    plain = predict(model, frames, text, keep=3)
+    plain = predict(model, frames, text, keep=keep)
     assert torch.equal(plain[0].probabilities, batch[0].probabilities)
     assert not torch.equal(plain[3].probabilities, batch[3].probabilities)
 

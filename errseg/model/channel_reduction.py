@@ -11,6 +11,10 @@ from torch import Tensor
 RANK_VOTES = (100, 10, 1)
 """Votes for ranks 1, 2, 3: the paper's 1, 0.1, 0.01 in hundredths, so that sums are exact."""
 
+LEAST_VOTES = 0.004
+"""Share of the pixels that must have a class first, or of votes worth as much, for it to be kept
+where K is chosen per picture."""
+
 
 def count_votes(cost: Tensor) -> Tensor:
     """Votes of all pixels for all classes.
@@ -32,7 +36,26 @@ def count_votes(cost: Tensor) -> Tensor:
     return counters
 
 
-def select_classes(votes: Tensor, keep: int, required: Tensor | None = None) -> Tensor:
+def worthwhile(votes: Tensor, pixels: int) -> Tensor:
+    """How many classes of each picture have votes enough to be worth a map.
+
+    Not in the paper: its K depends on the vocabulary's size alone, and most pictures show fewer
+    classes.
+
+    Args:
+        votes: (B, T) from `count_votes`.
+        pixels: that voted.
+
+    Returns:
+        (B,) int64, at least 1.
+    """
+    least = LEAST_VOTES * RANK_VOTES[0] * pixels
+    return (votes >= least).sum(dim=1).clamp(min=1)
+
+
+def select_classes(
+    votes: Tensor, keep: int, required: Tensor | None = None, counts: Tensor | None = None
+) -> Tensor:
     """The classes that stay, per picture.
 
     Args:
@@ -40,11 +63,21 @@ def select_classes(votes: Tensor, keep: int, required: Tensor | None = None) -> 
         keep: K; at most T classes are kept.
         required: (B, T) bool, classes that win over any number of votes (those in the ground
             truth, in training).
+        counts: (B,) at most K; classes of a picture beyond its count are there to fill the batch.
 
     Returns:
-        (B, K) int64, ascending. Ties go to the lower class index.
+        (B, K) int64, ascending; those that fill come last. Ties go to the lower class index.
     """
     if required is not None:
         votes = votes + required.to(votes.dtype) * (votes.max() + 1)
-    order = votes.sort(dim=1, descending=True, stable=True).indices
-    return order[:, : min(keep, votes.shape[1])].sort(dim=1).values
+    order = votes.sort(dim=1, descending=True, stable=True).indices[:, :keep]
+    if counts is None:
+        return order.sort(dim=1).values
+    classes = votes.shape[1]
+    fills = filling(counts, order.shape[1])
+    return (order + fills * classes).sort(dim=1).values % classes
+
+
+def filling(counts: Tensor, keep: int) -> Tensor:
+    """(B, K) bool: which of K classes only fill the batch, given how many are each picture's."""
+    return torch.arange(keep, device=counts.device) >= counts.unsqueeze(1)

@@ -28,10 +28,16 @@ from errseg.model.layers import (
 DEPTHWISE_KERNEL = 7
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int) -> Tensor:
-    """Scaled dot-product attention over (N, L, C), split into heads and joined again."""
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, *, heads: int, allowed: Tensor | None = None
+) -> Tensor:
+    """Scaled dot-product attention over (N, L, C), split into heads and joined again.
+
+    Args:
+        allowed: (N, 1, 1, L) bool, the keys that are looked at; None = all.
+    """
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    fused: Tensor = F.scaled_dot_product_attention(query, key, value)
+    fused: Tensor = F.scaled_dot_product_attention(query, key, value, allowed)
     return fused.transpose(1, 2).flatten(2)
 
 
@@ -148,8 +154,12 @@ class SpatialFusion(nn.Module):
 class ClassAttention(GuidedAttention):
     """Attention between the kept classes at one position."""
 
-    def with_guidance(self, guidance: Tensor) -> Callable[[Tensor], Tensor]:
-        """guidance (B, K, C) → the attention x (B, n, K, C) → same, for any n positions."""
+    def with_guidance(self, guidance: Tensor, fills: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """guidance (B, K, C) → the attention x (B, n, K, C) → same, for any n positions.
+
+        Args:
+            fills: (B, K) bool, classes that no other one looks at.
+        """
         of_query, of_key = (
             guidance_part(layer, guidance).unsqueeze(1) for layer in (self.q, self.k)
         )
@@ -157,7 +167,10 @@ class ClassAttention(GuidedAttention):
         def attention(x: Tensor) -> Tensor:
             query, key = guided_linear(self.q, x, of_query), guided_linear(self.k, x, of_key)
             sequences = (part.flatten(0, 1) for part in (query, key, self.v(x)))
-            out: Tensor = self.proj(_attend(*sequences, heads=self.heads))
+            allowed = None
+            if fills is not None:
+                allowed = ~fills.repeat_interleave(x.shape[1], dim=0)[:, None, None]
+            out: Tensor = self.proj(_attend(*sequences, heads=self.heads, allowed=allowed))
             return out.view_as(x)
 
         return attention
@@ -175,11 +188,11 @@ class ClassFusion(nn.Module):
         self.mlp = GatedMLP(channels, hidden)
         self.drop_path = DropPath(drop)
 
-    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """x (B, K, H, W, C), guidance (B, K, C) → (B, K, H, W, C)."""
+    def forward(self, x: Tensor, guidance: Tensor, fills: Tensor | None = None) -> Tensor:
+        """x (B, K, H, W, C), guidance (B, K, C), fills (B, K) bool → (B, K, H, W, C)."""
         height, width = x.shape[2:4]
         pooled = self._pool(x)
-        attention = self.attention.with_guidance(guidance)
+        attention = self.attention.with_guidance(guidance, fills)
 
         def fuse(tokens: Tensor) -> Tensor:
             tokens = tokens + self.drop_path(attention(self.norm1(tokens)))
@@ -210,7 +223,21 @@ class ContextFusionLayer(nn.Module):
         self.spatial = SpatialFusion(channels, heads, hidden, stride, drop)
         self.classes = ClassFusion(channels, heads, hidden, pooling, drop)
 
-    def forward(self, x: Tensor, image_guidance: Tensor, text_guidance: Tensor) -> Tensor:
-        """x (B, K, H, W, C), guidance (B, H, W, C) and (B, K, C) → (B, K, H, W, C)."""
-        out: Tensor = self.classes(self.spatial(x, image_guidance), text_guidance)
+    def forward(
+        self,
+        x: Tensor,
+        image_guidance: Tensor,
+        text_guidance: Tensor,
+        fills: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            x: (B, K, H, W, C).
+            image_guidance, text_guidance: (B, H, W, C), (B, K, C).
+            fills: (B, K) bool, classes that only fill the batch: the others do not see them.
+
+        Returns:
+            (B, K, H, W, C).
+        """
+        out: Tensor = self.classes(self.spatial(x, image_guidance), text_guidance, fills)
         return out

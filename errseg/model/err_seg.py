@@ -8,8 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from errseg.config import ModelConfig
-from errseg.model.channel_reduction import count_votes, select_classes
+from errseg.config import Keep, ModelConfig
+from errseg.model.channel_reduction import (
+    count_votes,
+    filling,
+    select_classes,
+    worthwhile,
+)
 from errseg.model.context_fusion import ContextFusionLayer
 from errseg.model.cost_embedding import CostEmbedding, ImageGuidance, TextGuidance, cosine_cost
 from errseg.model.decoder import Decoder
@@ -17,6 +22,7 @@ from errseg.model.hierarchical_semantic import HierarchicalSemantic
 from errseg.model.image_encoder import ConvNeXtEncoder, ImageEncoder, build_efficientnet
 from errseg.model.layers import resize
 from errseg.model.text_encoder import ClipTextEncoder, MiniLMTextEncoder, TextEncoder
+from errseg.stages import stage
 
 COST_STRIDE = 16
 DROPPED_LOGIT = -100.0
@@ -33,11 +39,14 @@ class Prediction(NamedTuple):
         logits: (B, K, H4, W4) at stride 4 of the model's input.
         classes: (B, K) int64, the kept classes of each picture, ascending.
         cost: (B, H16, W16, T) cosine similarities that CRM voted on.
+        counts: (B,) int64 where K was chosen per picture: the first so many classes are the
+            picture's, the others fill the batch; else None.
     """
 
     logits: Tensor
     classes: Tensor
     cost: Tensor
+    counts: Tensor | None = None
 
 
 class ClassMaps(NamedTuple):
@@ -96,7 +105,7 @@ class ErrSeg(nn.Module):
         self,
         image: Tensor,
         text: Tensor,
-        keep: int | None = None,
+        keep: Keep = None,
         required: Tensor | None = None,
         vote_filter: Callable[[Tensor], Tensor] | None = None,
     ) -> Prediction:
@@ -105,42 +114,63 @@ class ErrSeg(nn.Module):
         Args:
             image: (B, 3, H, W) float, RGB 0..255, at the model's input size.
             text: (T, D) class embeddings, L2-normalised.
-            keep: K; None takes the published K for T classes.
+            keep: K; None is the model's own way.
             required: (B, T) bool, classes that CRM must keep (training).
             vote_filter: (B, T) votes in, those that CRM goes by out (videos).
 
         Returns:
             Logits of the K kept classes of each picture, K = min(keep, T).
         """
-        features = self.image_encoder((image - self.mean) / self.std)
+        with stage("encoder"):
+            features = self.image_encoder((image - self.mean) / self.std)
         size = (image.shape[2] // COST_STRIDE, image.shape[3] // COST_STRIDE)
-
-        cost = self._voting_cost(features.embeddings[0], text, size)
-        count = self.config.keep_for(len(text), keep)
-        if required is not None:
-            count = max(count, int(required.sum(dim=1).max()))
-        if count < len(text):
-            votes = count_votes(cost.detach())
-            votes = votes if vote_filter is None else vote_filter(votes)
-            classes = select_classes(votes, count, required)
-        else:
-            classes = torch.arange(len(text), device=text.device).expand(len(image), -1)
+        with stage("cost"):
+            cost = self._voting_cost(features.embeddings[0], text, size)
+        with stage("crm"):
+            classes, counts = self._kept_classes(cost, keep, required, vote_filter)
         kept_text = text[classes]
-
-        x = self.cost_embedding(self._kept_costs(features.embeddings, kept_text))
-        x = x.permute(0, 1, 3, 4, 2).contiguous()
-        x = _resize_tokens(x, size)
+        with stage("cost"):
+            x = self.cost_embedding(self._kept_costs(features.embeddings, kept_text))
+            x = x.permute(0, 1, 3, 4, 2).contiguous()
+            x = _resize_tokens(x, size)
         stride4, stride8, stride16, stride32 = (
             feature.clamp(-FEATURE_LIMIT, FEATURE_LIMIT) for feature in features[:4]
         )
-        image_guidance = self.image_guidance((stride32, stride16), size)
-        image_guidance = image_guidance.permute(0, 2, 3, 1)
-        text_guidance = self.text_guidance(kept_text)
-        for layer in self.context_fusion:
-            x = layer(x, image_guidance, text_guidance)
+        fills = None
+        if counts is not None and len(image) > 1:
+            fills = filling(counts, classes.shape[1])
+        with stage("escf"):
+            image_guidance = self.image_guidance((stride32, stride16), size)
+            image_guidance = image_guidance.permute(0, 2, 3, 1)
+            text_guidance = self.text_guidance(kept_text)
+            for layer in self.context_fusion:
+                x = layer(x, image_guidance, text_guidance, fills)
+        with stage("decoder"):
+            logits = self.decoder(x, [guide.detach() for guide in (stride16, stride8, stride4)])
+        return Prediction(logits, classes, cost, counts)
 
-        logits = self.decoder(x, [guide.detach() for guide in (stride16, stride8, stride4)])
-        return Prediction(logits, classes, cost)
+    def _kept_classes(
+        self,
+        cost: Tensor,
+        keep: Keep,
+        required: Tensor | None,
+        vote_filter: Callable[[Tensor], Tensor] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """CRM: (B, K) classes that stay, and (B,) how many of them are each picture's own."""
+        batch, height, width, total = cost.shape
+        most = self.config.keep_for(total, keep)
+        if required is not None:
+            most = max(most, int(required.sum(dim=1).max()))
+        by_votes = required is None and self.config.by_votes(keep)
+        if most == total and not by_votes:
+            return torch.arange(total, device=cost.device).expand(batch, -1), None
+        votes = count_votes(cost.detach())
+        votes = votes if vote_filter is None else vote_filter(votes)
+        if not by_votes:
+            return select_classes(votes, most, required), None
+        counts = worthwhile(votes, height * width).clamp(max=most)
+        # waits for the device: what follows has shapes that depend on the votes
+        return select_classes(votes, int(counts.max()), required, counts), counts
 
     @staticmethod
     def _voting_cost(embedding: Tensor, text: Tensor, size: tuple[int, int]) -> Tensor:

@@ -131,7 +131,7 @@ def test_only_what_is_missing_or_changed_is_done(
     [
         (["--threshold", 0.5], "--threshold was 0.0 and is now 0.5"),
         (["--outputs", "labels"], "--outputs was 'areas,labels,overlays' and is now 'labels'"),
-        (["--keep", 2, "--steady", 0.3], "--keep was 'auto' and is now '2', --steady was"),
+        (["--keep", 2, "--steady", 0.3], "--keep was 'default' and is now '2', --steady was"),
         (["--overwrite"], "--overwrite starts anew and --resume goes on"),
     ],
 )

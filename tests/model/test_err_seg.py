@@ -134,6 +134,33 @@ def test_required_classes_are_kept(model: ErrSeg, required: list[int]) -> None:
     torch.testing.assert_close(scattered(prediction, 1, 40), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("block_tokens", [1, 4096])
+def test_each_picture_keeps_as_many_classes_as_it_has_votes_for(
+    model: ErrSeg, block_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what fills the batch changes nothing: equals the plain whole with each picture's own K."""
+    monkeypatch.setattr("errseg.model.layers.BLOCK_TOKENS", block_tokens)
+    images, text = random_images(5), random_text(30)
+    images[0] = 128.0  # one colour: few classes
+    with torch.no_grad():
+        prediction = model(images, text, keep="auto")
+        assert prediction.counts is not None
+        for index, count in enumerate(prediction.counts.tolist()):
+            own = prediction.classes[index, :count]
+            expected = plain.err_seg(model, images[index], text, count)
+            assert expected[own].min() > DROPPED_LOGIT
+            torch.testing.assert_close(prediction.logits[index, :count], expected[own], **CLOSE)
+    assert prediction.classes.shape[1] == prediction.counts.max() <= model.config.keep_for(30)
+    assert prediction.counts.min() < prediction.counts.max(), "or the batch needs no filling"
+
+
+def test_required_classes_are_kept_whatever_the_votes(model: ErrSeg) -> None:
+    flags = torch.ones(1, 40, dtype=torch.bool)
+    with torch.no_grad():
+        prediction = model(torch.zeros(1, 3, 64, 64), random_text(40), "auto", flags)
+    assert prediction.classes.tolist() == [list(range(40))]
+
+
 def test_evaluation_is_repeatable_and_training_is_not(model: ErrSeg) -> None:
     images, text = random_images(2), random_text(6)
     with torch.no_grad():

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from errseg.config import PRESETS
 from errseg.inference import best_class, preprocess
-from errseg.model.channel_reduction import count_votes, select_classes
+from errseg.model.channel_reduction import (
+    LEAST_VOTES,
+    count_votes,
+    select_classes,
+    worthwhile,
+)
 from errseg.model.context_fusion import ClassFusion, SpatialFusion
 from errseg.model.cost_embedding import CostEmbedding, ImageGuidance, TextGuidance, cosine_cost
 from errseg.model.decoder import Decoder
@@ -161,6 +166,20 @@ def test_crm_counts_exactly() -> None:
     cost[0, 0, :10, 1] = 0.25
     cost[0, 0, 10, 3], cost[0, 0, 10, 2], cost[0, 0, 10, 1] = 1.0, 0.5, 0.25
     assert count_votes(cost).tolist() == [[1000, 11, 10, 100, 100]]
+
+
+def test_crm_counts_classes_with_votes_enough() -> None:
+    least = int(LEAST_VOTES * 100 * 500)
+    votes = torch.tensor(
+        [[0, least, 50000, least - 1], [0, 0, 0, 0], [least, 0, 0, 0], [least] * 4]
+    )
+    assert worthwhile(votes, pixels=500).tolist() == [2, 1, 1, 4]
+
+
+def test_crm_puts_what_fills_the_batch_last() -> None:
+    votes = torch.tensor([[1, 9, 3, 8, 2], [5, 1, 2, 3, 4]])
+    counts = torch.tensor([2, 4])
+    assert select_classes(votes, 4, counts=counts).tolist() == [[1, 3, 2, 4], [0, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("required", [[], [5], [0, 6], [1, 2, 3, 4]])
