@@ -23,6 +23,8 @@ from errseg.vocabulary import load_vocabulary
 from errseg_cli.main import app
 
 MEGABYTE = 1_000_000
+LARGEST_PEAK_GB = 1.5
+"""Of a process with errseg-mini, torch and all; 0.96 GB were measured."""
 DISTRACTORS = ["road", "building", "sky", "car", "table"]
 
 
@@ -105,6 +107,27 @@ def test_the_command_on_a_photograph_without_the_training_packages(tmp_path: Pat
     assert [int((labels == int(row["class_id"])).sum()) for row in rows] == [
         int(row["pixels"]) for row in rows
     ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak")
+def test_memory_is_bound_by_what_is_kept_not_by_vocabulary_or_picture() -> None:
+    """847 classes on 16 megapixels: all their maps at once would be 57 GB."""
+    code = (
+        "import numpy as np\n"
+        "from errseg import Segmenter\n"
+        "from errseg.benchmark import peak_gigabytes\n"
+        "segmenter = Segmenter(classes='ade20k-847', device='cpu')\n"
+        "segmenter(np.zeros((48, 64, 3), np.uint8))\n"
+        "small = peak_gigabytes(segmenter.device)\n"
+        "tiles = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)\n"
+        "found = segmenter(tiles.repeat(64, 0).repeat(64, 1))\n"
+        "assert found.labels.shape == (4096, 4096)\n"
+        "print(small, peak_gigabytes(segmenter.device))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    small, large = map(float, out.stdout.split())
+    assert large < LARGEST_PEAK_GB
+    assert large - small < 0.5
 
 
 def test_the_command_on_a_video_is_steadier_when_told(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
 # help and version
 
 
-@pytest.mark.parametrize("command", ["run", "classes", "models", "samples", "train", "eval", "bench"])
+@pytest.mark.parametrize(
+    "command", ["run", "classes", "models", "samples", "train", "eval", "bench"]
+)
 def test_every_command_explains_itself(command: str) -> None:
     code, out, _ = invoke(command, "--help")
     assert code == 0

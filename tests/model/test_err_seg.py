@@ -138,7 +138,7 @@ def test_required_classes_are_kept(model: ErrSeg, required: list[int]) -> None:
 def test_each_picture_keeps_as_many_classes_as_it_has_votes_for(
     model: ErrSeg, block_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what fills the batch changes nothing: equals the plain whole with each picture's own K."""
+    """What fills the batch changes nothing: equals the plain whole with each picture's own K."""
     monkeypatch.setattr("errseg.model.layers.BLOCK_TOKENS", block_tokens)
     images, text = random_images(5), random_text(30)
     images[0] = 128.0  # one colour: few classes
