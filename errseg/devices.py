@@ -61,3 +61,19 @@ def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
     if name == "fp16" and device.type == "cpu":
         raise DeviceError("precision fp16 does not work on a CPU; use fp32 or bf16.")
     return _DTYPES[name]
+
+
+def require_compiler(device: torch.device) -> None:
+    """Try out whether torch.compile works here.
+
+    Raises:
+        DeviceError: it does not.
+    """
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # of torch's compiler, of the C++ compiler, of Triton
+        reason = str(error).strip().partition("\n")[0]
+        raise DeviceError(
+            f"models cannot be compiled here ({reason}): a CPU needs a C++ compiler such as g++, "
+            "CUDA needs Triton. Install it, or do without compiling."
+        ) from error

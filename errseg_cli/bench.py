@@ -17,6 +17,7 @@ from errseg.errors import UsageError
 from errseg.stages import STAGES
 from errseg_cli.errors import reported
 from errseg_cli.options import (
+    Compile,
     Debug,
     Device,
     Keep,
@@ -70,6 +71,7 @@ def bench(
     keep: Keep = "default",
     device: Device = "auto",
     precision: Precision = "auto",
+    compiled: Compile = False,
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Timed runs of each.")] = 5,
     threads: Annotated[
         int, typer.Option(metavar="N", min=0, help="CPU threads; 0 leaves it to torch.")
@@ -98,12 +100,15 @@ def bench(
         import torch
 
         from errseg.benchmark import WARM_UPS, Subject, latencies
-        from errseg.devices import resolve_device, resolve_precision
+        from errseg.devices import require_compiler, resolve_device, resolve_precision
 
         if threads:
             torch.set_num_threads(threads)
         where = resolve_device(device)
         loaded = _model(model, weights, random_weights=random_weights).to(where)
+        if compiled:
+            require_compiler(where)
+            loaded.image_encoder.compile()
         text = _text(loaded, vocabulary, random_weights=random_weights).to(where)
         subject = Subject(
             loaded, text, sizes[0], batch_size, budget, resolve_precision(precision, where)

@@ -39,6 +39,7 @@ class RunOptions:
     weights: Path | None
     device: str
     precision: Literal["auto", "fp32", "bf16", "fp16"]
+    compiled: bool
     batch_size: str
     max_pixels: int
     keep: str
@@ -177,6 +178,7 @@ def _identity(
         "--keep": options.keep,
         "--synonyms": options.synonyms,
         "--precision": options.precision,
+        "--compile": options.compiled,
         "--batch-size": options.batch_size,
         "--window": options.window,
         "--steady": options.steady,

@@ -38,6 +38,12 @@ Synonyms = Annotated[
     Literal["mean", "first"],
     typer.Option(help="Look for the mean of a class's synonyms, or for the first one."),
 ]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Compile the model first: a minute or so, then faster. For long runs."
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
 

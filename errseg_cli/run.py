@@ -19,7 +19,7 @@ from errseg.catalogue import EMBEDDED
 from errseg.errors import UsageError, WriteError
 from errseg_cli.errors import EXIT_FAILED, reported
 from errseg_cli.job import Job, RunOptions, prepare
-from errseg_cli.options import Debug, Device, Keep, Model, Precision, Synonyms, Weights
+from errseg_cli.options import Compile, Debug, Device, Keep, Model, Precision, Synonyms, Weights
 from errseg_cli.output import print_result, say
 from errseg_cli.progress import OnProgress, progress_shown
 from errseg_cli.report import print_classes, say_failures, say_summary
@@ -128,6 +128,7 @@ def run(
     weights: Weights = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    compiled: Compile = False,
     batch_size: Annotated[
         str,
         typer.Option(
@@ -176,6 +177,7 @@ def run(
         weights=weights,
         device=device,
         precision=precision,
+        compiled=compiled,
         batch_size=batch_size,
         max_pixels=max_pixels,
         keep=keep,
@@ -312,6 +314,7 @@ def _load(job: Job) -> Segmenter:
         weights=options.weights,
         device=options.device,
         precision=options.precision,
+        compiled=options.compiled,
         keep=job.keep,
         threshold=options.threshold,
         synonyms=options.synonyms,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from errseg.config import PRESETS
 from errseg.devices import resolve_device, resolve_precision
@@ -226,6 +227,34 @@ def test_precision_on_a_cpu(name: Any, dtype: torch.dtype) -> None:
 def test_precision_that_does_not_work(name: Any) -> None:
     with pytest.raises(DeviceError, match=r"fp32.* bf16"):
         resolve_precision(name, torch.device("cpu"))
+
+
+def test_a_compiled_model_says_the_same(model: ErrSeg, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, but not translated to C++: that takes half a minute, and a C++ compiler."""
+    plain, traced = ErrSeg(model.config), ErrSeg(model.config)
+    plain.load_state_dict(model.state_dict())
+    traced.load_state_dict(model.state_dict())
+    compile_module, seen = nn.Module.compile, []
+
+    def trace(module: nn.Module) -> None:
+        seen.append(module)
+        compile_module(module, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", trace)
+    monkeypatch.setattr("errseg.segmenter.require_compiler", lambda device: None)
+    expected = Segmenter(plain, classes=NAMES, device="cpu")(picture())
+    found = Segmenter(traced, classes=NAMES, device="cpu", compiled=True)(picture())
+    assert seen == [traced.image_encoder]
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+
+
+def test_where_models_cannot_be_compiled(model: ErrSeg, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(function: object) -> object:
+        raise RuntimeError("no C++ compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(DeviceError, match=r"compiled here \(no C\+\+ compiler\): a CPU needs"):
+        Segmenter(model, classes=NAMES, device="cpu", compiled=True)
 
 
 @pytest.mark.parametrize(
