@@ -155,6 +155,9 @@ def watch(model: ErrSeg, seen: dict[str, Any]) -> None:
     def maps(x: Tensor) -> Tensor:  # (1, K, H, W, C) → (K, C, H, W)
         return x[0].permute(0, 3, 1, 2)
 
+    def appended(name: str, block: Tensor) -> Tensor:  # the decoder's classes come in blocks
+        return torch.cat([seen[name], block]) if name in seen else block
+
     keep(
         model.image_encoder,
         lambda out: {
@@ -173,7 +176,7 @@ def watch(model: ErrSeg, seen: dict[str, Any]) -> None:
         keep(layer.spatial, lambda out, i=index: {f"agg{i}_spatial": maps(out)})  # type: ignore
         keep(layer, lambda out, i=index: {f"agg{i}": maps(out)})  # type: ignore[misc]
     for index, step in enumerate(model.decoder.steps, 1):
-        keep(step, lambda out, i=index: {f"up{i}": out})  # type: ignore[misc]
+        keep(step, lambda out, i=index: {f"up{i}": appended(f"up{i}", out)})  # type: ignore[misc]
 
 
 def thin(name: str, array: Array) -> tuple[str, Array]:

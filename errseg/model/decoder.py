@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errseg.config import DECODER_GROUP_WIDTH
+from errseg.model.layers import in_blocks
 
 
 class DecoderStep(nn.Module):
@@ -29,15 +31,20 @@ class DecoderStep(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(groups, out_channels)
 
-    def forward(self, x: Tensor, feature: Tensor, classes: int) -> Tensor:
-        """x (B·K, Ci, H, W) with K = `classes`, feature (B, Cf, sH, sW) → (B·K, Co, sH, sW)."""
-        x = self.up(x)
-        width = x.shape[1]
+    def of_guidance(self, feature: Tensor) -> Tensor:
+        """The guidance's part of the first conv: (B, Cf, sH, sW) → (B, 1, Co, sH, sW).
+
+        conv([x; g]) = conv_x(x) + conv_g(g), and g has one copy per picture, not per class.
+        """
         guidance = F.relu6(self.guidance(feature))
-        # conv([x; g]) = conv_x(x) + conv_g(g), and g has one copy per picture, not per class
-        of_x = F.conv2d(x, self.conv1.weight[:, :width], padding=1)
-        of_guidance = F.conv2d(guidance, self.conv1.weight[:, width:], padding=1)
-        x = (of_x.unflatten(0, (-1, classes)) + of_guidance.unsqueeze(1)).flatten(0, 1)
+        weight = self.conv1.weight[:, -guidance.shape[1] :]
+        return F.conv2d(guidance, weight, padding=1).unsqueeze(1)
+
+    def forward(self, x: Tensor, of_guidance: Tensor) -> Tensor:
+        """x (B·K, Ci, H, W), of_guidance (B, 1, Co, sH, sW) → (B·K, Co, sH, sW)."""
+        x = self.up(x)
+        of_x = F.conv2d(x, self.conv1.weight[:, : x.shape[1]], padding=1)
+        x = (of_x.unflatten(0, (len(of_guidance), -1)) + of_guidance).flatten(0, 1)
         x = F.relu(self.norm1(x))
         return F.relu(self.norm2(self.conv2(x)))
 
@@ -62,9 +69,16 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, features: Sequence[Tensor]) -> Tensor:
         """x (B, K, H16, W16, C), features at strides 16, 8, 4 → (B, K, H4, W4) logits."""
-        batch, classes = x.shape[:2]
-        maps = x.flatten(0, 1).permute(0, 3, 1, 2)
-        for step, feature in zip(self.steps, features, strict=True):
-            maps = step(maps, feature, classes)
-        logits: Tensor = self.head(maps)
-        return logits.view(batch, classes, *logits.shape[2:])
+        steps = cast(Sequence[DecoderStep], self.steps)
+        guidance = [
+            step.of_guidance(feature) for step, feature in zip(steps, features, strict=True)
+        ]
+
+        def decode(x: Tensor) -> Tensor:
+            maps = x.flatten(0, 1).permute(0, 3, 1, 2)
+            for step, of_guidance in zip(steps, guidance, strict=True):
+                maps = step(maps, of_guidance)
+            logits: Tensor = self.head(maps)
+            return logits.view(*x.shape[:2], *logits.shape[2:])
+
+        return in_blocks(decode, x, axis=1)

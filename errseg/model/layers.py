@@ -17,7 +17,7 @@ def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, axis: int) -> Ten
     """`function` of x, on a CPU piece by piece along `axis`, which it must treat one by one.
 
     Args:
-        function: keeps the shape.
+        function: keeps the length of `axis`.
         x: tokens (B, ..., C).
     """
     tokens = x.numel() // (x.shape[-1] * x.shape[axis])
