@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -28,6 +29,9 @@ LARGEST_CACHE_BYTES = 256 << 20
 """The entries that were read longest ago go first."""
 
 _NAME = "embeddings"
+
+_PIECE_BYTES = 1 << 20
+"""Weights are hashed in pieces, by several threads."""
 
 
 def cache_folder() -> Path | None:
@@ -82,12 +86,20 @@ def cached_embeddings(
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of all weights, with their names, shapes and types."""
+    """SHA-256 over the hashes of all weights, piece by piece, with their names, shapes and types."""
     digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    with ThreadPoolExecutor() as threads:
+        for name, value in module.state_dict().items():
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            content = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+            for piece in threads.map(_sha256, content.split(_PIECE_BYTES)):
+                digest.update(piece)
     return digest.hexdigest()
+
+
+def _sha256(content: Tensor) -> bytes:
+    """Of uint8."""
+    return hashlib.sha256(content.numpy()).digest()
 
 
 def _read(path: Path, classes: int) -> Tensor | None:
