@@ -86,7 +86,7 @@ def cached_embeddings(
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over the hashes of all weights, piece by piece, with their names, shapes and types."""
+    """SHA-256 of all weights (of their pieces' SHA-256), names, shapes and types."""
     digest = hashlib.sha256()
     with ThreadPoolExecutor() as threads:
         for name, value in module.state_dict().items():
