@@ -131,3 +131,21 @@ def test_fingerprints_tell_order_and_type_apart() -> None:
         layer.weight[0].copy_(layer.weight[0].flip(0))
     assert fingerprint(layer) != before
     assert fingerprint(layer.half()) != fingerprint(layer.float())
+
+
+@pytest.mark.parametrize("index", [0, 1, 2047, 2048, 4095, 4096, 4099])
+@pytest.mark.parametrize("bit", [0, 20, 31])
+def test_fingerprints_tell_every_bit_apart(index: int, bit: int) -> None:
+    layer = torch.nn.Linear(4100, 1, bias=False)
+    before = fingerprint(layer)
+    layer.weight.data.view(torch.int32)[0, index] ^= -(2**31) if bit == 31 else 2**bit
+    assert fingerprint(layer) != before
+
+
+def test_fingerprints_tell_places_apart() -> None:
+    layer = torch.nn.Linear(4100, 1, bias=False)
+    found = set()
+    for index in range(0, 4100, 41):
+        layer.weight.data.zero_()[0, index] = 1
+        found.add(fingerprint(layer))
+    assert len(found) == 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -43,7 +44,8 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def clip() -> Any:
     torch.manual_seed(2)
-    whole = open_clip.CLIP(**TINY_CLIP)
+    text = {**TINY_CLIP["text_cfg"], "layers": 3}
+    whole = open_clip.CLIP(**{**TINY_CLIP, "text_cfg": text})
     stir(whole.transformer)
     return whole.eval()
 
@@ -65,11 +67,61 @@ def encoder(request: pytest.FixtureRequest, clip: Any, minilm: MiniLMTextEncoder
 # --- the towers -----------------------------------------------------------------------------
 
 
+SETS = {
+    "all kinds": PROMPTS,
+    "one prompt": [PROMPT.format("cat")],
+    "one without a token": [""],
+    "nothing in common": ["cat", "two dogs", "an empty road at night"],
+    "the same length": [PROMPT.format(name) for name in ("cat", "dog", "car", "sky")],
+    "the same twice": [PROMPT.format("cat"), PROMPT.format("cat"), PROMPT.format("dog")],
+    "one begins another": ["a", "a photo", "a photo of", "a photo of a cat"],
+    "longer than the tower": ["long " * 200 + end for end in ("x", "y")],
+}
+
+
 @torch.no_grad()
-def test_clip_cut_after_the_longest_prompt_equals_all_77_positions(clip: Any) -> None:
-    found = ClipTextEncoder(clip).encode(PROMPTS)
-    expected = clip.encode_text(SimpleTokenizer()(PROMPTS), normalize=True)
-    torch.testing.assert_close(found, expected, **CLOSE)
+@pytest.mark.parametrize("prompts", SETS.values(), ids=SETS)
+def test_clip_equals_open_clip_on_all_77_positions(clip: Any, prompts: list[str]) -> None:
+    found = ClipTextEncoder(clip).encode(prompts)
+    expected = clip.encode_text(SimpleTokenizer()(prompts), normalize=True)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_clip_equal_those_of_open_clip(clip: Any) -> None:
+    wanted = torch.randn(len(PROMPTS), TINY_CLIP["embed_dim"])
+    tuned = [
+        parameter
+        for name, parameter in clip.transformer.named_parameters()
+        if name.endswith(("in_proj_weight", "c_fc.weight"))
+    ]
+    found = (ClipTextEncoder(clip).encode(PROMPTS) * wanted).sum()
+    expected = (clip.encode_text(SimpleTokenizer()(PROMPTS), normalize=True) * wanted).sum()
+    torch.testing.assert_close(
+        torch.autograd.grad(found, tuned), torch.autograd.grad(expected, tuned), **CLOSE
+    )
+
+
+@torch.no_grad()
+def test_clip_in_half_precision(clip: Any) -> None:
+    found = ClipTextEncoder(copy.deepcopy(clip).bfloat16()).encode(PROMPTS)
+    expected = ClipTextEncoder(clip).encode(PROMPTS)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.03)
+
+
+@torch.no_grad()
+def test_clip_computes_what_prompts_share_once(clip: Any) -> None:
+    """ "a photo of a" after the start is shared, "in the scene" and the end are not."""
+    computed: list[int] = []
+    hooks = [
+        block.mlp.register_forward_hook(lambda _, args, __: computed.append(len(args[0])))
+        for block in clip.transformer.resblocks
+    ]
+    ClipTextEncoder(clip).encode([PROMPT.format(name) for name in ("cat", "dog", "dog house")])
+    for hook in hooks:
+        hook.remove()
+    cat, dog, house = 1 + 4, 1 + 4, 1 + 4
+    assert computed == [5 + cat + dog + house, 5 + cat + dog + house, 3]
 
 
 @torch.no_grad()
@@ -85,7 +137,7 @@ def test_minilm_equals_one_prompt_at_a_time(minilm: MiniLMTextEncoder) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("count", [1, 63, 64, 65, 130])
+@pytest.mark.parametrize("count", [1, 127, 128, 129, 260])
 def test_padding_and_batches_do_not_change_an_embedding(encoder: TextEncoder, count: int) -> None:
     prompts = [PROMPT.format("very " * (index % 7) + f"thing {index}") for index in range(count)]
     together = encoder.encode(prompts)
