@@ -25,7 +25,6 @@ from errseg.catalogue import (
 )
 from errseg.errors import WeightsError
 from errseg.files import write_error
-from errseg.published import read_published, recognise
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -236,6 +235,8 @@ def _answer(name: str, remote: RemoteFile, position: int) -> Iterator[bytes]:
 
 def _verify(name: str, remote: RemoteFile, part: Path) -> None:
     """Remove what was received if it is not the model that was asked for."""
+    from errseg.published import read_published, recognise
+
     size = part.stat().st_size
     reason = ""
     if size != remote.size:
