@@ -31,6 +31,8 @@ CATALOGUE = (
     ModelEntry("errseg-large", 365_745_721),
 )
 MODEL_NAMES = tuple(entry.name for entry in CATALOGUE)
+PUBLISHED_NAMES = tuple(name for name in MODEL_NAMES if name != EMBEDDED)
+"""The models of ERR-Seg's authors."""
 
 
 def embedded_path() -> Path:
@@ -38,27 +40,32 @@ def embedded_path() -> Path:
     return Path(__file__).parent / "assets" / EMBEDDED / "model.safetensors"
 
 
-def find_weights(name: str, weights: str | Path | None = None) -> Path:
-    """The file that a model's weights are read from.
+def own_path(name: str) -> Path:
+    """Where a model's own weights are: in the package, or where they are downloaded to."""
+    if name == EMBEDDED:
+        return embedded_path()
+    from huggingface_hub import constants
+
+    return Path(constants.HF_ASSETS_CACHE).expanduser() / "errseg" / f"{name}.pth"
+
+
+def find_weights(name: str | None = None, weights: str | Path | None = None) -> Path | None:
+    """The file that a model's weights are read from; None = it has to be downloaded first.
 
     Args:
-        name: one of `MODEL_NAMES`.
+        name: one of `MODEL_NAMES`; None takes what `weights` holds, or the embedded model.
         weights: a file chosen by the user; None takes the model's own.
 
     Raises:
         ConfigError: no model of this name.
-        WeightsError: the model has no weights here, or there is no such file.
+        WeightsError: there is no such file.
     """
-    if name not in MODEL_NAMES:
+    if name is not None and name not in MODEL_NAMES:
         raise ConfigError(f"there is no model {name!r}; known are {', '.join(MODEL_NAMES)}.")
-    if weights is None and name != EMBEDDED:
-        raise WeightsError(
-            f"{name} has no weights here: its checkpoint is published as {PUBLISHED_REPOSITORY} on "
-            f"Hugging Face. Download it there and give --weights FILE, or use --model {EMBEDDED}, "
-            "which is embedded."
-        )
-    path = embedded_path() if weights is None else Path(weights)
+    path = own_path(name or EMBEDDED) if weights is None else Path(weights)
     if not path.is_file():
+        if weights is None and name in PUBLISHED_NAMES:
+            return None
         advice = "reinstall errseg" if weights is None else "check the path given to --weights"
         raise WeightsError(f"there is no checkpoint {str(path)!r}; {advice}.")
     return path

@@ -1,4 +1,7 @@
-"""The checkpoints that ERR-Seg's authors publish (design section 10): their keys, and ours."""
+"""The checkpoints that ERR-Seg's authors publish (design section 10): their keys, and ours.
+
+They hold both CLIP towers: nothing else has to be loaded.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errseg.catalogue import PUBLISHED_NAMES
+from errseg.config import PRESETS, ModelConfig
 from errseg.errors import WeightsError
 from errseg.model.err_seg import ErrSeg
 
@@ -57,6 +62,9 @@ _RULES = tuple(
 UNUSED = PREFIX + "clip_model.logit_scale"
 """A published tensor that the method never reads."""
 
+WIDTH_KEY = PREFIX + "clip_model.text_projection"
+"""A published tensor whose last dimension, D, tells the models apart."""
+
 
 def published_key(key: str) -> str:
     """Our state-dict key → the published one, prefix included."""
@@ -88,8 +96,28 @@ def translate(published: Mapping[str, Tensor], model: ErrSeg, origin: str) -> di
     return state
 
 
+def recognise(published: Mapping[str, Tensor], origin: str) -> ModelConfig:
+    """Which model a published state dict is of, by its shapes.
+
+    Raises:
+        WeightsError: none of `PUBLISHED_NAMES`.
+    """
+    configs = [PRESETS[name] for name in PUBLISHED_NAMES]
+    expected = " or ".join(f"{config.name} ({config.embedding_dim} wide)" for config in configs)
+    if WIDTH_KEY not in published:
+        raise WeightsError(f"{origin} lacks {WIDTH_KEY!r}; a checkpoint of {expected} has it.")
+    shape = published[WIDTH_KEY].shape
+    for config in configs:
+        if shape[-1:] == (config.embedding_dim,):
+            return config
+    raise WeightsError(f"{origin}: {WIDTH_KEY!r} is {tuple(shape)}; expected is {expected}.")
+
+
 def read_published(path: Path) -> dict[str, Tensor]:
-    """The state dict of a published checkpoint: a detectron2 dict's `model` entry.
+    """The state dict of a published checkpoint.
+
+    It is a detectron2 dict's `model` entry, or lies bare in the file; training by several processes
+    puts "module." before every key.
 
     Raises:
         WeightsError: missing, damaged, or not such a dict.
@@ -102,7 +130,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path} is not a whole PyTorch checkpoint of tensors alone; download it again."
         ) from error
-    state = content.get("model") if isinstance(content, dict) else None
+    state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"{path} has no state dict under 'model'; was it published by ERR-Seg?")
-    return state
+    return {str(key).removeprefix("module."): tensor for key, tensor in state.items()}

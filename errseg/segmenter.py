@@ -23,7 +23,6 @@ from errseg.vocabulary import Vocabulary, load_vocabulary, vocabulary_from_names
 from errseg.weights import load_named_model
 from errseg.windows import WindowSize, segment_in_windows, window_for
 
-DEFAULT_MODEL = "errseg-mini"
 SMALLEST_WINDOW = 64
 WINDOWS_ON_CUDA = 4
 """Windows of one picture that go through the model together there."""
@@ -41,7 +40,7 @@ class Segmenter:
 
     def __init__(
         self,
-        model: str | ErrSeg = DEFAULT_MODEL,
+        model: str | ErrSeg | None = None,
         *,
         classes: Classes,
         weights: str | Path | None = None,
@@ -55,10 +54,13 @@ class Segmenter:
     ) -> None:
         """
         Args:
-            model: a name that `errseg models` lists, or a model already built.
+            model: a name that `errseg models` lists, or a model already built; None takes what
+                `weights` holds, or errseg-mini.
             classes: a built-in vocabulary's name, a path, names on one line, a list of names (each
                 a name or a sequence of synonyms), or a `Vocabulary`.
-            weights: checkpoint file; None takes the model's own. Not with a model already built.
+            weights: checkpoint file, of ours or as published; None takes the model's own, which
+                for errseg-base and errseg-large is downloaded the first time. Not with a model
+                already built.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
             precision: "auto", "fp32", "bf16" or "fp16".
             keep: CRM's budget K; "published", by the number of classes; "auto", at most that, of

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from errseg.catalogue import EMBEDDED, find_weights
-from errseg.config import PRESETS, ModelConfig
+from errseg.catalogue import find_weights
+from errseg.config import ModelConfig
+from errseg.download import download
 from errseg.errors import ConfigError, WeightsError
 from errseg.files import atomic_write
 from errseg.model.err_seg import ErrSeg
-from errseg.published import read_published, translate
+from errseg.published import read_published, recognise, translate
 
 FORMAT = "errseg-1"
 """The one entry of the metadata: its value is the configuration."""
@@ -152,37 +153,60 @@ def check_keys(own: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: s
 # --- models by name -------------------------------------------------------------------------
 
 
-def load_named_model(name: str, weights: str | Path | None = None) -> ErrSeg:
+def load_named_model(name: str | None = None, weights: str | Path | None = None) -> ErrSeg:
     """A model by its name, with its own weights or those of a file.
 
     Args:
-        name: "errseg-mini", "errseg-base" or "errseg-large".
+        name: "errseg-mini", "errseg-base" or "errseg-large"; None takes what `weights` holds, or
+            errseg-mini. The weights of the other two are downloaded the first time.
         weights: a file of ours (.safetensors), or one as published (.pth).
 
     Raises:
         ConfigError: no model of this name.
-        WeightsError: the weights are missing, damaged, or of another model.
+        WeightsError: the weights are missing, damaged, of another model or cannot be downloaded.
     """
     path = find_weights(name, weights)
-    if path.suffix == ".safetensors":
-        model = load_model(path)
-        if model.config.name != name:
-            raise WeightsError(f"{path} holds {model.config.name}, not {name}; say --model so.")
-        return model
-    if name == EMBEDDED:
-        raise WeightsError(
-            f"{path} is no .safetensors file; a published checkpoint needs --model errseg-base or "
-            "--model errseg-large."
-        )
-    return load_published(path, PRESETS[name])
+    if path is None:
+        assert name is not None  # only a model that was named is ever downloaded
+        path = download(name)
+    return load_weights(path, name)
 
 
-def load_published(path: Path, config: ModelConfig) -> ErrSeg:
-    """Build `config`'s model with the weights of a checkpoint that ERR-Seg's authors publish.
+def load_weights(path: Path, name: str | None = None) -> ErrSeg:
+    """The model that a file holds, of ours (.safetensors) or as published.
+
+    Args:
+        name: the model that it must be; None takes any.
 
     Raises:
         WeightsError: the file is missing, damaged, or of another model.
     """
+    if path.suffix != ".safetensors":
+        return load_published(path, name)
+    model = load_model(path)
+    _check_name(path, model.config, name)
+    return model
+
+
+def load_published(path: Path, name: str | None = None) -> ErrSeg:
+    """The model that a checkpoint of ERR-Seg's authors holds; its shapes tell which.
+
+    Args:
+        name: as for `load_weights`.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or of another model.
+    """
+    published = read_published(path)
+    config = recognise(published, str(path))
+    _check_name(path, config, name)
     model = build_empty(config)
-    fill(model, translate(read_published(path), model, str(path)), str(path))
+    fill(model, translate(published, model, str(path)), str(path))
     return model.eval()
+
+
+def _check_name(path: Path, config: ModelConfig, name: str | None) -> None:
+    if name not in (None, config.name):
+        raise WeightsError(
+            f"{path} holds {config.name}, not {name}; name the model {config.name}, or none at all."
+        )

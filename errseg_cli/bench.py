@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errseg.catalogue import EMBEDDED
+from errseg.catalogue import EMBEDDED, find_weights
 from errseg.errors import UsageError
 from errseg.stages import STAGES
+from errseg_cli.downloading import downloaded
 from errseg_cli.errors import reported
 from errseg_cli.options import (
     Compile,
@@ -48,7 +49,7 @@ OFF: dict[str, dict[str, bool | int]] = {
 
 def bench(
     *,
-    model: Model = EMBEDDED,
+    model: Model = None,
     weights: Weights = None,
     random_weights: Annotated[
         bool,
@@ -96,6 +97,8 @@ def bench(
         if random_weights and weights is not None:
             raise UsageError("--random-weights and --weights exclude each other; leave one out.")
         vocabulary = _vocabulary(classes)
+        if not random_weights:
+            weights = find_weights(model, weights) or downloaded(model, quiet=quiet)
 
         import torch
 
@@ -146,7 +149,7 @@ def _vocabulary(classes: str) -> Vocabulary:
     return Vocabulary(every.classes[:count], every.source)
 
 
-def _model(name: str, weights: Path | None, *, random_weights: bool) -> ErrSeg:
+def _model(name: str | None, weights: Path | None, *, random_weights: bool) -> ErrSeg:
     if not random_weights:
         from errseg.weights import load_named_model
 
@@ -154,9 +157,8 @@ def _model(name: str, weights: Path | None, *, random_weights: bool) -> ErrSeg:
     from errseg.config import PRESETS
     from errseg.model.err_seg import ErrSeg
 
-    if name not in PRESETS:
-        raise UsageError(f"there is no model {name!r}; `errseg models` lists them.")
-    return ErrSeg(PRESETS[name]).eval()
+    find_weights(name)  # for its message where there is no such model
+    return ErrSeg(PRESETS[name or EMBEDDED]).eval()
 
 
 def _text(model: ErrSeg, vocabulary: Vocabulary, *, random_weights: bool) -> Tensor:

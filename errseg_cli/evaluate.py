@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from errseg.catalogue import EMBEDDED, file_hash, find_weights
+from errseg.catalogue import file_hash, find_weights
 from errseg.errors import UsageError
+from errseg_cli.downloading import downloaded
 from errseg_cli.errors import EXIT_FAILED, reported
 from errseg_cli.evaluation_report import class_table, percent, print_figures
 from errseg_cli.options import (
@@ -45,7 +46,7 @@ SAID_FAILURES = 20
 class _Settings:
     """What decides the figures, besides the data."""
 
-    model: str
+    model: str | None
     weights: str
     keep: int | Literal["auto", "published"] | None
     synonyms: Literal["mean", "first"]
@@ -77,7 +78,7 @@ def evaluate(
             metavar="VOCAB", help="Other names for the data set's classes, one for each, in order."
         ),
     ] = None,
-    model: Model = EMBEDDED,
+    model: Model = None,
     weights: Weights = None,
     keep: Keep = "default",
     synonyms: Synonyms = "mean",
@@ -132,6 +133,7 @@ def evaluate(
         names = None if classes is None else load_vocabulary(classes)
         sets = _named([open_labelled(folder, benchmark, names) for folder in folders])
         files = _files(list(sets), csv_file, plot, reliability, overwrite=overwrite)
+        checkpoint = checkpoint or downloaded(model, quiet=quiet)
         settings = _Settings(
             model,
             file_hash(checkpoint),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from errseg.catalogue import file_hash, find_weights
 from errseg.errors import DeviceError, UsageError
+from errseg_cli.downloading import downloaded
 from errseg_cli.options import parse_keep, parse_window, whole_number
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class RunOptions:
     overwrite: bool
     resume: bool
     opacity: float
-    model: str
+    model: str | None
     weights: Path | None
     device: str
     precision: Literal["auto", "fp32", "bf16", "fp16"]
@@ -86,8 +87,11 @@ class Job:
         return "ffv1" if self.options.video_labels == "ffv1" else "video"
 
 
-def prepare(options: RunOptions) -> Job:
-    """Check everything that can be checked without the model.
+def prepare(options: RunOptions, *, quiet: bool) -> Job:
+    """Check everything that can be checked without the model; download its weights where needed.
+
+    Args:
+        quiet: say nothing of a download.
 
     Raises:
         UsageError, WeightsError: what was asked cannot be done; nothing was written.
@@ -107,8 +111,6 @@ def prepare(options: RunOptions) -> Job:
     kinds = [] if kinds == [NO_OUTPUTS] else kinds
     vocabulary = load_vocabulary(options.classes)
     sources, failures = _find(options)
-    weights_hash = file_hash(weights)
-    identity = _identity(options, kinds, vocabulary, weights_hash)
     resuming = options.resume and bool(kinds) and (options.out / RUN_FILE).is_file()
     if kinds:
         names = [source.source for source in sources]
@@ -116,6 +118,9 @@ def prepare(options: RunOptions) -> Job:
         plan_outputs(options.out, names, kinds, options.overwrite or resuming, mediums)
         if options.overwrite:
             refuse_leftovers(options.out, names, kinds, vocabulary.hash, mediums)
+    weights = weights or downloaded(options.model, quiet=quiet)
+    weights_hash = file_hash(weights)
+    identity = _identity(options, kinds, vocabulary, weights_hash)
     if resuming:
         refuse_other_run(options.out, identity)
     return Job(
@@ -169,7 +174,6 @@ def _identity(
     options: RunOptions, kinds: Sequence[str], vocabulary: Vocabulary, weights_hash: str
 ) -> dict[str, object]:
     return {
-        "--model": options.model,
         "the weights": weights_hash,
         "--classes": vocabulary.hash,
         "--outputs": ",".join(sorted(kinds)),

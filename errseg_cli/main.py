@@ -17,6 +17,7 @@ from errseg_cli.output import print_result
 from errseg_cli.run import run
 from errseg_cli.samples import samples
 from errseg_cli.train import train
+from errseg_cli.weights import weights
 
 # Plain help: it needs no rich, and brackets in it are nothing but brackets.
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 for command in (run, merge, classes, models, samples, train, bench):
     app.command()(command)
 app.command("eval")(evaluate)
+app.add_typer(weights, name="weights")
 
 
 def _show_version(wanted: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from errseg.catalogue import CATALOGUE, EMBEDDED, PUBLISHED_REPOSITORY, embedded_path
+from errseg.catalogue import CATALOGUE, PUBLISHED_NAMES, PUBLISHED_REPOSITORY, own_path
 from errseg_cli.errors import reported
 from errseg_cli.options import Debug
 from errseg_cli.output import print_result, print_table, say
@@ -23,10 +23,8 @@ def models(
             {
                 "model": entry.name,
                 "parameters": entry.parameters,
-                "present": entry.name == EMBEDDED and embedded_path().is_file(),
-                "weights": str(embedded_path())
-                if entry.name == EMBEDDED
-                else f"{PUBLISHED_REPOSITORY} on Hugging Face",
+                "present": own_path(entry.name).is_file(),
+                "weights": _place(entry.name),
             }
             for entry in CATALOGUE
         ]
@@ -38,7 +36,17 @@ def models(
             for entry in entries
         ]
         print_table(("model", "parameters", "present", "weights"), rows)
-        say("To use a model that is not present, download its checkpoint and give --weights FILE.")
+        say(
+            "A model that is not present is downloaded when --model names it, or by `errseg weights"
+        )
+        say("fetch MODEL`. Without a network, give its checkpoint: --weights FILE.")
+
+
+def _place(name: str) -> str:
+    path = own_path(name)
+    if name in PUBLISHED_NAMES and not path.is_file():
+        return f"{PUBLISHED_REPOSITORY} on Hugging Face"
+    return str(path)
 
 
 def _yes_no(value: object) -> str:

@@ -12,7 +12,14 @@ from errseg.errors import UsageError
 
 SMALLEST_WINDOW = 64
 
-Model = Annotated[str, typer.Option(metavar="NAME", help="`errseg models` lists them.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="`errseg models` lists them; one that is not there yet is downloaded.",
+        show_default="what FILE of --weights holds, or errseg-mini",
+    ),
+]
 Weights = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Checkpoint to use for the model.")
 ]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 
-from errseg.catalogue import EMBEDDED
 from errseg.errors import UsageError, WriteError
 from errseg_cli.errors import EXIT_FAILED, reported
 from errseg_cli.job import Job, RunOptions, prepare
@@ -124,7 +123,7 @@ def run(
         Literal["png", "ffv1"],
         typer.Option(help="Videos: label maps as one PNG a frame, or in one lossless file."),
     ] = "png",
-    model: Model = EMBEDDED,
+    model: Model = None,
     weights: Weights = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -197,7 +196,7 @@ def run(
         started, begin = datetime.now(UTC), time.perf_counter()
         if as_json and jsonl:
             raise UsageError("--json and --jsonl both want standard output; choose one.")
-        job = prepare(options)
+        job = prepare(options, quiet=quiet)
         with stop_on_signals() as stop:
             with progress_shown(len(job.sources) + len(job.failures), quiet=quiet) as on_progress:
                 done = _Run(job, stop, started, begin)

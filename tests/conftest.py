@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Tests keep nothing in the user's own cache; those of the cache itself name a folder.
 os.environ["ERRSEG_CACHE"] = "off"
+
+# Nor do they use the network, or weights that the user has downloaded.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "errseg-tests-without-a-cache")
 
 
 @pytest.fixture(scope="session")

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import WIDTH, make_tiny, published_state, tiny_model, write
 from torch import Tensor
 
-from errseg.config import PRESETS
+from errseg.config import BASE, LARGE, ModelConfig
 from errseg.errors import WeightsError
 from errseg.model.err_seg import ErrSeg
-from errseg.published import UNUSED, published_key
-from errseg.weights import build_empty, load_named_model, load_published
+from errseg.published import UNUSED, WIDTH_KEY, published_key, recognise
+from errseg.weights import build_empty, load_model, load_named_model, load_published, save_model
 
-CONFIG = PRESETS["tiny-convnext"]
 DESIGN = Path(__file__).parents[1].parent / "shared" / "design"
 KEY = "sem_seg_head.decoder.aggregator_layers.1.class_fusion.sa.attention.q.weight"
 
@@ -86,25 +86,22 @@ KINDS = [
 
 @pytest.fixture(scope="module")
 def model() -> ErrSeg:
-    torch.manual_seed(0)
-    return ErrSeg(CONFIG).eval()
+    return tiny_model()
 
 
 @pytest.fixture
 def state(model: ErrSeg) -> dict[str, Tensor]:
-    """As published: their keys, and the one that nobody reads."""
-    found = {published_key(key): tensor for key, tensor in model.state_dict().items()}
-    return {**found, UNUSED: torch.tensor(4.6)}
+    return published_state(model)
 
 
-def write(path: Path, content: Any) -> Path:
-    torch.save(content, path)
-    return path
+@pytest.fixture(autouse=True)
+def tiny_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tiny(monkeypatch, "errseg-base")
 
 
 def refusal(path: Path) -> str:
     with pytest.raises(WeightsError) as caught:
-        load_published(path, CONFIG)
+        load_published(path)
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -125,15 +122,15 @@ def test_no_two_keys_share_a_published_one(model: ErrSeg) -> None:
     assert len(set(keys)) == len(keys)
 
 
-@pytest.mark.parametrize(("name", "letter"), [("errseg-base", "B"), ("errseg-large", "L")])
-def test_keys_and_shapes_are_the_official_ones(name: str, letter: str) -> None:
+@pytest.mark.parametrize(("config", "letter"), [(BASE, "B"), (LARGE, "L")])
+def test_keys_and_shapes_are_the_official_ones(config: ModelConfig, letter: str) -> None:
     """The list lies beside the repository where this project is built; elsewhere KINDS stands."""
     path = DESIGN / f"official_keys_{letter}.json"
     if not path.exists():
         return
     official = {key: tuple(shape) for key, shape, _ in json.loads(path.read_text())["keys"]}
     official.pop(UNUSED)
-    own = build_empty(PRESETS[name]).state_dict()
+    own = build_empty(config).state_dict()
     assert {published_key(key): tuple(tensor.shape) for key, tensor in own.items()} == official
 
 
@@ -142,7 +139,7 @@ def test_keys_and_shapes_are_the_official_ones(name: str, letter: str) -> None:
 
 def test_round_trip(model: ErrSeg, state: dict[str, Tensor], tmp_path: Path) -> None:
     path = write(tmp_path / "model_final.pth", {"model": state, "iteration": 80_000})
-    loaded = load_published(path, CONFIG)
+    loaded = load_published(path)
     assert not loaded.training
     for key, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], tensor), key
@@ -154,13 +151,13 @@ def test_round_trip(model: ErrSeg, state: dict[str, Tensor], tmp_path: Path) -> 
 
 def test_half_precision_is_read_as_float32(state: dict[str, Tensor], tmp_path: Path) -> None:
     halves = {key: tensor.half() for key, tensor in state.items()}
-    loaded = load_published(write(tmp_path / "half.pth", {"model": halves}), CONFIG)
+    loaded = load_published(write(tmp_path / "half.pth", {"model": halves}))
     assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
 
 
 def test_without_the_tensor_that_nobody_reads(state: dict[str, Tensor], tmp_path: Path) -> None:
     del state[UNUSED]
-    load_published(write(tmp_path / "model.pth", {"model": state}), CONFIG)
+    load_published(write(tmp_path / "model.pth", {"model": state}))
 
 
 def test_a_missing_key_is_named(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -186,7 +183,6 @@ def test_a_misshapen_key_is_named(state: dict[str, Tensor], tmp_path: Path) -> N
     [
         [1, 2],
         torch.zeros(3),
-        {},
         {"model": None},
         {"model": [torch.zeros(1)]},
         {"model": {"weight": 1.5}},
@@ -198,8 +194,10 @@ def test_not_a_published_dict(content: Any, tmp_path: Path) -> None:
     assert "'model'" in refusal(write(tmp_path / "model.pth", content))
 
 
-def test_an_empty_state_dict_lacks_keys(tmp_path: Path) -> None:
-    assert "lacks" in refusal(write(tmp_path / "model.pth", {"model": {}}))
+@pytest.mark.parametrize("content", [{}, {"model": {}}], ids=str)
+def test_an_empty_state_dict_lacks_keys(content: Any, tmp_path: Path) -> None:
+    message = refusal(write(tmp_path / "model.pth", content))
+    assert f"lacks {WIDTH_KEY!r}" in message
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
@@ -237,8 +235,66 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-def test_by_name(state: dict[str, Tensor], tmp_path: Path) -> None:
-    """A file of another size than the model named."""
+# --- which model ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [BASE, LARGE])
+def test_the_model_is_recognised_by_its_shapes(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the real ones
+    shape = (640, config.embedding_dim)
+    assert recognise({WIDTH_KEY: torch.zeros(shape)}, "here") == config
+
+
+def test_a_width_that_no_model_has_is_told_with_those_that_there_are() -> None:
+    with pytest.raises(WeightsError) as caught:
+        recognise({WIDTH_KEY: torch.zeros(512, 512)}, "vit.pth")
+    message = str(caught.value)
+    assert message.startswith(f"vit.pth: {WIDTH_KEY!r} is (512, 512); expected is ")
+    assert f"errseg-base ({WIDTH} wide) or errseg-large (768 wide)" in message
+
+
+@pytest.mark.parametrize("name", [None, "errseg-base"])
+def test_by_name_and_without(name: str | None, state: dict[str, Tensor], tmp_path: Path) -> None:
     path = write(tmp_path / "model.pth", {"model": state})
-    with pytest.raises(WeightsError, match=r"model\.pth"):
-        load_named_model("errseg-base", path)
+    assert load_named_model(name, path).config.name == "errseg-base"
+
+
+@pytest.mark.parametrize("name", ["errseg-mini", "errseg-large"])
+def test_a_file_of_another_model_is_refused_with_both_names(
+    name: str, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "model.pth", {"model": state})
+    with pytest.raises(WeightsError) as caught:
+        load_named_model(name, path)
+    assert str(caught.value) == (
+        f"{path} holds errseg-base, not {name}; name the model errseg-base, or none at all."
+    )
+
+
+# --- forms ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["detectron2", "bare", "distributed", "training"])
+def test_every_form_loads_and_converts_to_the_same_bits(
+    form: str, model: ErrSeg, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    content: dict[str, Any] = {
+        "detectron2": {"model": state, "__author__": "ERR-Seg"},
+        "bare": state,
+        "distributed": {"model": {f"module.{key}": value for key, value in state.items()}},
+        "training": {"model": state, "optimizer": {"state": {0: torch.zeros(3)}}, "iteration": 1},
+    }[form]
+    path = write(tmp_path / "model_final.pth", content)
+    published = load_named_model(weights=path)
+    save_model(published, tmp_path / "ours.safetensors")
+    converted = load_model(tmp_path / "ours.safetensors")
+    assert converted.config == published.config
+    text = model.text_encoder.encode(["a cat", "a dog"])
+    image = torch.rand(1, 3, 64, 64) * 255
+    with torch.no_grad():
+        expected = model(image, text)
+        for loaded in (published, converted):
+            assert torch.equal(loaded.text_encoder.encode(["a cat", "a dog"]), text)
+            assert torch.equal(loaded(image, text).logits, expected.logits)

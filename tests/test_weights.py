@@ -233,10 +233,11 @@ def test_a_name_that_no_model_has() -> None:
 
 
 @pytest.mark.parametrize("name", ["errseg-base", "errseg-large"])
-def test_published_models_need_a_file(name: str) -> None:
+def test_published_models_without_a_file_or_a_network(name: str) -> None:
     with pytest.raises(WeightsError) as caught:
         load_named_model(name)
     assert_one_line(caught.value, name, "--weights", "lchen1019/ERR-Seg", "errseg-mini")
+    assert_one_line(caught.value, "HF_HUB_OFFLINE")
 
 
 @pytest.mark.parametrize("name", ["errseg-mini", "errseg-base"])
@@ -253,6 +254,10 @@ def test_weights_of_another_model(saved: Path) -> None:
     assert_one_line(caught.value, str(saved), "tiny", "errseg-mini")
 
 
+def test_a_file_needs_no_name_of_a_model(saved: Path) -> None:
+    assert load_named_model(weights=saved).config.name == "tiny"
+
+
 def test_a_file_by_its_name_as_text(tiny_weights: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy of it.safetensors"
     shutil.copy(tiny_weights, copy)
@@ -263,10 +268,3 @@ def test_equal_weights_give_equal_files(saved: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.safetensors"
     save_model(load_model(saved), again)
     assert again.read_bytes() == saved.read_bytes()
-
-
-def test_a_published_file_needs_the_model_named(tmp_path: Path) -> None:
-    path = tmp_path / "model_final.pth"
-    path.write_bytes(b"x")
-    with pytest.raises(WeightsError, match="--model errseg-base"):
-        load_named_model("errseg-mini", path)
