@@ -137,6 +137,10 @@ class ModelConfig:
         """Whether a picture may keep fewer classes than `keep_for` says."""
         return self.channel_reduction and (keep or self.keep) == "auto"
 
+    def kept(self, class_count: int, keep: Keep = None) -> int | Literal["auto"]:
+        """Classes kept of each picture; "auto" where that differs from picture to picture."""
+        return "auto" if self.by_votes(keep) else self.keep_for(class_count, keep)
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 

@@ -67,7 +67,7 @@ def started_record(facts: RunFacts, segmenter: Segmenter) -> dict[str, object]:
         },
         "device": str(segmenter.device),
         "precision": _PRECISION_NAMES[str(segmenter.precision)],
-        "keep": segmenter.kept,
+        "keep": config.kept(len(vocabulary), segmenter.keep),
         "batch_size": facts.batch_size,
     }
 

@@ -109,13 +109,6 @@ class Segmenter:
         self.vocabulary = _as_vocabulary(classes)
         self.text = self._embed(self.vocabulary)
 
-    @property
-    def kept(self) -> int | str:
-        """Classes kept per picture: K, or "auto" where that differs from picture to picture."""
-        config = self.model.config
-        total = len(self.vocabulary)
-        return "auto" if config.by_votes(self.keep) else config.keep_for(total, self.keep)
-
     @torch.inference_mode()
     def _embed(self, vocabulary: Vocabulary) -> Tensor:
         encoder, prompt = self.model.text_encoder, self.model.config.prompt

@@ -205,7 +205,7 @@ def _report(
         "threads": torch.get_num_threads(),
         "precision": str(subject.precision).removeprefix("torch."),
         "classes": total,
-        "keep": "auto" if config.by_votes(subject.keep) else config.keep_for(total, subject.keep),
+        "keep": config.kept(total, subject.keep),
         "batch_size": subject.batch,
         "sizes": {_name(size): _figures(timed[_name(size)], subject.batch) for size in sizes},
         "saved": {

@@ -81,7 +81,7 @@ def _report(
         "pictures": evaluation.done - len(evaluation.failures),
         "failed": [dataclasses.asdict(failure) for failure in evaluation.failures],
         "class_count": classes,
-        "keep": segmenter.kept,
+        "keep": segmenter.model.config.kept(classes, segmenter.keep),
         "mean_iou": _number(found.mean_iou),
         "frequency_weighted_iou": _number(found.frequency_weighted_iou),
         "pixel_accuracy": _number(found.pixel_accuracy),

@@ -151,7 +151,7 @@ def test_more_classes_than_are_kept(model: ErrSeg) -> None:
 
 def test_pictures_keep_their_own_classes_in_any_batch(model: ErrSeg) -> None:
     segmenter = Segmenter(model, classes=[f"thing {i}" for i in range(30)], keep="auto")
-    assert segmenter.kept == "auto"
+    assert segmenter.model.config.kept(30, segmenter.keep) == "auto"
     pictures = [picture(), np.full((40, 50, 3), 99, np.uint8), picture()[:, ::-1]]
     for alone, together in zip(map(segmenter, pictures), segmenter(pictures), strict=True):
         assert np.mean(alone.labels == together.labels) > 0.999
