@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any, NamedTuple, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -195,7 +196,8 @@ class EfficientNetLiteEncoder(nn.Module):
         self.apply(_keep_signal)
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = F.relu6(self.stem(image))
+        # on a CPU the depth-wise convs take three quarters of the time with channels last
+        x = F.relu6(self.stem(image.contiguous(memory_format=torch.channels_last)))
         outputs = []
         for stage in self.stages:
             x = stage(x)
