@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -128,14 +129,17 @@ def peak_gigabytes(device: torch.device) -> float | None:
     """The largest memory so far; see `Latency`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux; its ru_maxrss may be that of the process that started this one
+        lines = status.read_text().splitlines()
+        return (
+            next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9
+        )
     try:
         import resource
     except ImportError:  # Windows
         return None
-    import sys
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes on a Mac
 
 
 def without(model: ErrSeg, **switches: bool | int) -> ErrSeg:
