@@ -28,6 +28,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 import torch
 
 from errseg import Segmenter
+from errseg.benchmark import process_memory
 from errseg.catalogue import embedded_path
 from errseg.config import Keep, ModelConfig
 from errseg.datasets import LabelledFolder, open_folder, read_pair
@@ -205,15 +206,12 @@ def peak_megabytes(model: ErrSeg, batch: torch.Tensor, text: torch.Tensor, keep:
         return float("nan")
     ctypes.CDLL(None).malloc_trim(0)  # or the head would work in memory that was kept from before
     reset.write_text("5")
-    before = status("VmRSS")
+    before = process_memory("VmRSS")
     model(batch, text, keep=keep)
-    return (status("VmHWM") - before) / 1e3
-
-
-def status(field: str) -> int:
-    """A line of /proc/self/status, in kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    after = process_memory("VmHWM")
+    assert before is not None
+    assert after is not None
+    return (after - before) / 1e6
 
 
 def table(results: dict[str, dict[str, Any]]) -> Iterator[str]:

@@ -64,7 +64,7 @@ def main() -> None:
     timed = latencies(list(subjects.values()), options.repeats)
     results = dict(zip(subjects, timed, strict=True))
     if options.json:
-        report = {name: _figures(found) for name, found in results.items()}
+        report = {name: found.figures for name, found in results.items()}
         print(json.dumps({**report, f"text_{options.classes}": text_seconds}, indent=2))
         return
     print(f"{options.model}, T = {options.classes}, {options.threads} threads")
@@ -75,10 +75,6 @@ def main() -> None:
     if options.batch:
         ratio = options.batch * timed[0].whole / timed[-1].whole
         print(f"batch of {options.batch}: {ratio:.2f} x as fast per picture as one at a time")
-
-
-def _figures(found: Latency) -> dict[str, float | None]:
-    return {**found.stages, "whole": found.whole, "peak_gb": found.peak_gb}
 
 
 def _print(name: str, found: Latency) -> None:

@@ -40,6 +40,11 @@ class Latency:
     whole: float
     peak_gb: float | None
 
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """All of them, by name."""
+        return {**self.stages, "whole": self.whole, "peak_gb": self.peak_gb}
+
 
 def sample_picture(size: tuple[int, int]) -> ImageArray:
     """A picture (H, W, 3) uint8 of coloured blobs under a little noise, always the same."""
@@ -82,11 +87,12 @@ def latencies(
     stages: list[list[dict[str, float]]] = [[] for _ in subjects]
     wholes: list[list[float]] = [[] for _ in subjects]
     peaks: list[float | None] = [None] * len(subjects)
+    pictures = {size: sample_picture(size) for size in {subject.size for subject in subjects}}
     for turn in range(WARM_UPS + repeats):
         for index, subject in enumerate(subjects):
-            pictures = [sample_picture(subject.size)] * subject.batch
             device = subject.text.device
-            seconds, whole = _timed(subject, pictures, _waiter(device))
+            batch = [pictures[subject.size]] * subject.batch
+            seconds, whole = _timed(subject, batch, _waiter(device))
             if turn == 0:
                 peaks[index] = peak_gigabytes(device)
             if turn >= WARM_UPS:
@@ -129,17 +135,23 @@ def peak_gigabytes(device: torch.device) -> float | None:
     """The largest memory so far; see `Latency`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux; its ru_maxrss may be that of the process that started this one
-        lines = status.read_text().splitlines()
-        return (
-            next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9
-        )
+    peak = process_memory("VmHWM")  # ru_maxrss may be that of the process that started this one
+    if peak is not None:
+        return peak / 1e9
     try:
         import resource
     except ImportError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes on a Mac
+
+
+def process_memory(field: str) -> int | None:
+    """Bytes that Linux gives in a field of /proc/self/status; None on other systems."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def without(model: ErrSeg, **switches: bool | int) -> ErrSeg:

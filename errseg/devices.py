@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
+from torch import nn
 
 from errseg.errors import DeviceError
 
@@ -61,6 +62,16 @@ def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
     if name == "fp16" and device.type == "cpu":
         raise DeviceError("precision fp16 does not work on a CPU; use fp32 or bf16.")
     return _DTYPES[name]
+
+
+def compile_for(device: torch.device, module: nn.Module) -> None:
+    """Put a module through torch.compile, in place: translated when it first runs.
+
+    Raises:
+        DeviceError: that does not work here.
+    """
+    require_compiler(device)
+    module.compile()
 
 
 def require_compiler(device: torch.device) -> None:

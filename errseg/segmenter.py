@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from errseg.config import Keep
-from errseg.devices import Precision, require_compiler, resolve_device, resolve_precision
+from errseg.devices import Precision, compile_for, resolve_device, resolve_precision
 from errseg.embedding_cache import cache_folder, cached_embeddings
 from errseg.errors import ConfigError, InputError
 from errseg.inference import best_class, predict
@@ -100,8 +100,7 @@ class Segmenter:
         loaded = model if isinstance(model, ErrSeg) else load_named_model(model, weights)
         self.model = loaded.to(self.device).eval()
         if compiled:
-            require_compiler(self.device)
-            self.model.image_encoder.compile()
+            compile_for(self.device, self.model.image_encoder)
         self.set_classes(classes)
 
     def set_classes(self, classes: Classes) -> None:

@@ -103,15 +103,14 @@ def bench(
         import torch
 
         from errseg.benchmark import WARM_UPS, Subject, latencies
-        from errseg.devices import require_compiler, resolve_device, resolve_precision
+        from errseg.devices import compile_for, resolve_device, resolve_precision
 
         if threads:
             torch.set_num_threads(threads)
         where = resolve_device(device)
         loaded = _model(model, weights, random_weights=random_weights).to(where)
         if compiled:
-            require_compiler(where)
-            loaded.image_encoder.compile()
+            compile_for(where, loaded.image_encoder)
         text = _text(loaded, vocabulary, random_weights=random_weights).to(where)
         subject = Subject(
             loaded, text, sizes[0], batch_size, budget, resolve_precision(precision, where)
@@ -217,12 +216,7 @@ def _report(
 
 
 def _figures(latency: Latency, batch: int) -> dict[str, float | None]:
-    return {
-        **latency.stages,
-        "whole": latency.whole,
-        "pictures_per_second": batch / latency.whole,
-        "peak_gb": latency.peak_gb,
-    }
+    return {**latency.figures, "pictures_per_second": batch / latency.whole}
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from errseg_cli.output import errors_to_terminal, say, shown
 from errseg_cli.progress import clock, is_round
 
 if TYPE_CHECKING:
+    from errseg.config import Keep as Budget
     from errseg.datasets import LabelledFolder
     from errseg.evaluation.folder import Evaluation
     from errseg.segmenter import Segmenter
@@ -48,7 +49,7 @@ class _Settings:
 
     model: str | None
     weights: str
-    keep: int | Literal["auto", "published"] | None
+    keep: Budget
     synonyms: Literal["mean", "first"]
     window: int | Literal["auto"] | None
     precision: str

@@ -16,6 +16,7 @@ from errseg_cli.downloading import downloaded
 from errseg_cli.options import parse_keep, parse_window, whole_number
 
 if TYPE_CHECKING:
+    from errseg.config import Keep as Budget
     from errseg.outputs import Medium
     from errseg.read_options import ReadOptions
     from errseg.records import Failure
@@ -76,7 +77,7 @@ class Job:
     identity: dict[str, object]
     weights: Path
     weights_hash: str
-    keep: int | Literal["auto", "published"] | None
+    keep: Budget
     window: int | Literal["auto"] | None
     batch_size: int | Literal["auto"] | None
     reading: ReadOptions

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from errseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from errseg.config import Keep as Budget
 
 SMALLEST_WINDOW = 64
 
@@ -70,16 +73,14 @@ def whole_number(name: str, text: str, *words: str, least: int = 1) -> int | str
     )
 
 
-def parse_keep(text: str) -> int | Literal["auto", "published"] | None:
+def parse_keep(text: str) -> Budget:
     """What `--keep K|auto|published` says; None where it says nothing.
 
     Raises:
         UsageError: none of these.
     """
     keep = whole_number("--keep", text, "auto", "published", "default")
-    if isinstance(keep, int):
-        return keep
-    return "auto" if keep == "auto" else "published" if keep == "published" else None
+    return None if keep == "default" else keep  # type: ignore[return-value]
 
 
 def parse_window(text: str) -> int | Literal["auto"] | None:

@@ -241,7 +241,7 @@ def test_a_compiled_model_says_the_same(model: ErrSeg, monkeypatch: pytest.Monke
         compile_module(module, backend="eager")
 
     monkeypatch.setattr(nn.Module, "compile", trace)
-    monkeypatch.setattr("errseg.segmenter.require_compiler", lambda device: None)
+    monkeypatch.setattr("errseg.devices.require_compiler", lambda device: None)
     expected = Segmenter(plain, classes=NAMES, device="cpu")(picture())
     found = Segmenter(traced, classes=NAMES, device="cpu", compiled=True)(picture())
     assert seen == [traced.image_encoder]
