@@ -116,7 +116,7 @@ class SpatialAttention(GuidedAttention):
 
         def key_value(x: Tensor) -> tuple[Tensor, Tensor]:
             patches = _patches(x, stride)
-            keys = F.linear(patches, key_matrix) + of_guidance
+            keys = F.linear(patches, key_matrix).add_(of_guidance)
             values = F.linear(patches, value_matrix, reduce_v.conv.bias)
             return self.k(reduce_k.norm(keys)), self.v(reduce_v.norm(values))
 
@@ -138,7 +138,7 @@ class SpatialFusion(nn.Module):
         self.drop_path = DropPath(drop)
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """x (B, K, H, W, C), guidance (B, H, W, C) → (B, K, H, W, C)."""
+        """x (B, K, H, W, C), guidance (B, H, W, C) → (B, K, H, W, C), perhaps in the place of x."""
         attention = self.attention.with_guidance(guidance)
 
         def fuse(x: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class SpatialFusion(nn.Module):
             out: Tensor = x + self.drop_path(hidden)
             return out
 
-        return in_blocks(fuse, x, axis=1)
+        return in_blocks(fuse, 1, x, in_place=True)
 
 
 class ClassAttention(GuidedAttention):
@@ -189,7 +189,10 @@ class ClassFusion(nn.Module):
         self.drop_path = DropPath(drop)
 
     def forward(self, x: Tensor, guidance: Tensor, fills: Tensor | None = None) -> Tensor:
-        """x (B, K, H, W, C), guidance (B, K, C), fills (B, K) bool → (B, K, H, W, C)."""
+        """x (B, K, H, W, C), guidance (B, K, C), fills (B, K) bool → (B, K, H, W, C).
+
+        Without gradients the result may take the place of x.
+        """
         height, width = x.shape[2:4]
         pooled = self._pool(x)
         attention = self.attention.with_guidance(guidance, fills)
@@ -200,15 +203,20 @@ class ClassFusion(nn.Module):
             fused: Tensor = tokens + self.drop_path(hidden)
             return fused
 
-        tokens = in_blocks(fuse, pooled.flatten(2, 3).transpose(1, 2).contiguous(), axis=1)
+        tokens = pooled.flatten(2, 3).transpose(1, 2).contiguous()
+        tokens = in_blocks(fuse, 1, tokens, in_place=True)
         fused = tokens.transpose(1, 2).contiguous().unflatten(2, pooled.shape[2:4])
-        maps = fused.flatten(0, 1).permute(0, 3, 1, 2)
-        maps = resize(maps, (height, width), align_corners=True)
-        return x + maps.permute(0, 2, 3, 1).view_as(x)
+
+        def add(x: Tensor, fused: Tensor) -> Tensor:
+            maps = fused.flatten(0, 1).permute(0, 3, 1, 2)
+            maps = resize(maps, (height, width), align_corners=True)
+            return x + maps.permute(0, 2, 3, 1).view_as(x)
+
+        return in_blocks(add, 1, x, fused, in_place=True)
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.pooling == 1:
-            return x
+            return x.clone()  # x itself is still to be added to
         maps = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), self.pooling)
         return maps.permute(0, 2, 3, 1).view(*x.shape[:2], *maps.shape[2:], x.shape[-1])
 
@@ -232,7 +240,7 @@ class ContextFusionLayer(nn.Module):
     ) -> Tensor:
         """
         Args:
-            x: (B, K, H, W, C).
+            x: (B, K, H, W, C), used up where no gradient is wanted.
             image_guidance, text_guidance: (B, H, W, C), (B, K, C).
             fills: (B, K) bool, classes that only fill the batch: the others do not see them.
 

@@ -81,4 +81,4 @@ class Decoder(nn.Module):
             logits: Tensor = self.head(maps)
             return logits.view(*x.shape[:2], *logits.shape[2:])
 
-        return in_blocks(decode, x, axis=1)
+        return in_blocks(decode, 1, x)

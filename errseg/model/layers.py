@@ -13,18 +13,27 @@ BLOCK_TOKENS = 4096
 and the memory that it takes is used again for the next ones."""
 
 
-def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
+def in_blocks(
+    function: Callable[..., Tensor], axis: int, x: Tensor, *others: Tensor, in_place: bool = False
+) -> Tensor:
     """`function` of x, on a CPU piece by piece along `axis`, which it must treat one by one.
 
     Args:
         function: keeps the length of `axis`.
         x: tokens (B, ..., C).
+        others: what `function` takes besides, as long as x along `axis`.
+        in_place: the result may take the place of x: memory that is new costs page faults.
     """
     tokens = x.numel() // (x.shape[-1] * x.shape[axis])
     length = max(1, BLOCK_TOKENS * torch.get_num_threads() // tokens)
     if x.device.type != "cpu" or torch.is_grad_enabled() or length >= x.shape[axis]:
-        return function(x)
-    return torch.cat([function(block) for block in x.split(length, axis)], axis)
+        return function(x, *others)
+    blocks = zip(*(tokens.split(length, axis) for tokens in (x, *others)), strict=True)
+    if not in_place:
+        return torch.cat([function(*block) for block in blocks], axis)
+    for block in blocks:
+        block[0].copy_(function(*block))
+    return x
 
 
 def resize(x: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
@@ -52,7 +61,7 @@ def guided_linear(layer: nn.Linear, x: Tensor, of_guidance: Tensor) -> Tensor:
         x: (..., C).
         of_guidance: from `guidance_part`, in a shape that can be added to the layer's output.
     """
-    return F.linear(x, layer.weight[:, : x.shape[-1]]) + of_guidance
+    return F.linear(x, layer.weight[:, : x.shape[-1]]).add_(of_guidance)
 
 
 class DropPath(nn.Module):
@@ -87,5 +96,8 @@ class GatedMLP(nn.Module):
         self.fc3 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        gated: Tensor = self.fc3(F.relu6(self.fc1(x), inplace=True) * self.fc2(x))
-        return gated
+        gate, values = F.relu6(self.fc1(x), inplace=True), self.fc2(x)
+        # autograd needs both factors as they were
+        gated = gate * values if torch.is_grad_enabled() else gate.mul_(values)
+        out: Tensor = self.fc3(gated)
+        return out
