@@ -16,14 +16,15 @@ import argparse
 import ctypes
 import dataclasses
 import json
-import os
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+from errseg.process import prepare_process
+
+prepare_process()
 
 import torch
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import time
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+from errseg.process import prepare_process
+
+prepare_process()
 
 import torch
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+from errseg.process import prepare_process
+
+prepare_process()
 
 import numpy as np
 import torch

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
 import errseg
+from errseg.process import prepare_process
 from errseg_cli.bench import bench
 from errseg_cli.classes import classes
 from errseg_cli.evaluate import evaluate
@@ -54,7 +54,5 @@ def _errseg(
 
 def main() -> None:
     """Entry point of the command."""
-    # With two runs at once on one machine, threads that spin while they wait slow both down many
-    # times. libgomp reads this when torch is imported; a run alone loses a few per cent.
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    prepare_process()
     app()

@@ -18,7 +18,7 @@ COMMAND = Path(errseg_cli.__file__).parent
 # From the bottom up. A module imports only from lines above its own, or from its own line.
 LAYERS = [
     {"__init__", "errors"},
-    {"config", "records", "files", "catalogue", "outputs", "read_options"},
+    {"config", "records", "files", "catalogue", "outputs", "read_options", "process"},
     {"figures", "palette", "summary", "journal", "ahead", "behind", "batches", "halving", "sound"},
     {"vocabulary", "areas", "tuning"},
     {"images", "render", "encoding", "videos", "video_writer"},
