@@ -20,7 +20,7 @@ from errseg.model.channel_reduction import (
     select_classes,
     worthwhile,
 )
-from errseg.model.context_fusion import ClassFusion, SpatialFusion
+from errseg.model.context_fusion import ClassFusion, ContextFusionLayer, SpatialFusion
 from errseg.model.cost_embedding import CostEmbedding, ImageGuidance, TextGuidance, cosine_cost
 from errseg.model.decoder import Decoder
 from errseg.model.err_seg import ErrSeg
@@ -111,16 +111,22 @@ def test_convnext_embeds_one_pixel_as_open_clip_embeds_a_picture() -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 96), (97, 67)])
-def test_efficientnet_lite_is_timms(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("name", "width", "depth"),
+    [("tf_efficientnet_lite0", 1.0, 1.0), ("tf_efficientnet_lite2", 1.1, 1.2)],
+)
+def test_efficientnet_lite_is_timms(
+    name: str, width: float, depth: float, size: tuple[int, int]
+) -> None:
     """Also where the sides are odd and TensorFlow's SAME padding is lopsided."""
     import timm
 
-    reference = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    reference = timm.create_model(name, pretrained=False).eval()
     stir(reference)
     for buffer in reference.buffers():
         if buffer.ndim:
             buffer.add_(torch.rand_like(buffer) * 0.2)
-    ours = EfficientNetLiteEncoder(1.0, 8).eval()
+    ours = EfficientNetLiteEncoder(width, depth, 8).eval()
     init_trunk(ours, list(reference.state_dict().values()))
     image = torch.randn(1, 3, *size)
     with torch.no_grad():
@@ -282,12 +288,47 @@ def test_blocks_are_all_of_it_in_order(axis: int, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("errseg.model.layers.BLOCK_TOKENS", 2 * 2 * 35 // x.shape[axis])
     with torch.no_grad():
-        assert torch.equal(in_blocks(double, x, axis), x * 2)
+        assert torch.equal(in_blocks(double, axis, x), x * 2)
     assert max(seen) == 2
     assert sum(seen) == x.shape[axis]
     seen.clear()
-    assert torch.equal(in_blocks(double, x, axis), x * 2)
+    assert torch.equal(in_blocks(double, axis, x), x * 2)
     assert seen == [x.shape[axis]], "training goes in one piece: nothing would be reused"
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_blocks_take_others_along(in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, other = torch.randn(2, 7, 5, CHANNELS), torch.randn(2, 7, 3)
+    before, expected = x.clone(), x + other[..., None, :1]
+    monkeypatch.setattr("errseg.model.layers.BLOCK_TOKENS", 20)
+
+    def add(block: Tensor, beside: Tensor) -> Tensor:
+        assert block.shape[1] == beside.shape[1] < x.shape[1]
+        return block + beside[..., None, :1]
+
+    with torch.no_grad():
+        found = in_blocks(add, 1, x, other, in_place=in_place)
+    assert torch.equal(found, expected)
+    assert torch.equal(x, expected if in_place else before)
+
+
+@pytest.mark.parametrize("classes", [1, 7])
+@pytest.mark.parametrize("pooling", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_is_computed_in_place_is_what_training_computes(
+    stride: int, pooling: int, classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = ContextFusionLayer(CHANNELS, 4, 24, stride, pooling, 0.0)
+    stir_fusion(layer.spatial)
+    stir_fusion(layer.classes)
+    x = torch.randn(2, classes, 4, 6, CHANNELS)
+    guidance, text = torch.randn(2, 4, 6, CHANNELS), torch.randn(2, classes, CHANNELS)
+    expected = layer(x, guidance, text).detach()
+    for block in (1, 4096):
+        monkeypatch.setattr("errseg.model.layers.BLOCK_TOKENS", block)
+        with torch.no_grad():
+            found = layer(x.clone(), guidance, text)
+        torch.testing.assert_close(found, expected, **CLOSE)
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
