@@ -26,7 +26,7 @@ class ModelEntry:
 
 
 CATALOGUE = (
-    ModelEntry(EMBEDDED, 26_993_625),
+    ModelEntry(EMBEDDED, 28_483_601),
     ModelEntry("errseg-base", 188_853_369),
     ModelEntry("errseg-large", 365_745_721),
 )

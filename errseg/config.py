@@ -43,7 +43,8 @@ class ModelConfig:
         image_encoder: "convnext" (open_clip) or "efficientnet-lite".
         text_encoder: "clip" (open_clip) or "minilm" (a sentence encoder).
         clip_model: open_clip model name; empty where open_clip is not used.
-        trunk_width: width multiplier of the EfficientNet-Lite trunk.
+        trunk_width, trunk_depth: multipliers of the EfficientNet-Lite trunk's width and depth; 1
+            and 1 are Lite0, 1.1 and 1.2 Lite2.
         text_layers, text_width: size of the MiniLM tower.
         image_size: (H, W) in pixels that pictures are resized to, multiples of 32.
         antialias: filter while shrinking pictures to `image_size`. The published models do not.
@@ -70,6 +71,7 @@ class ModelConfig:
     embedding_dim: int
     clip_model: str = ""
     trunk_width: float = 1.0
+    trunk_depth: float = 1.0
     text_layers: int = 6
     text_width: int = 384
     antialias: bool = False
@@ -197,6 +199,8 @@ MINI = ModelConfig(
     mean=(127.0, 127.0, 127.0),
     std=(128.0, 128.0, 128.0),
     embedding_dim=384,
+    trunk_width=1.1,
+    trunk_depth=1.2,
     prompt="a photo of a {} in the scene",
     cost_channels=64,
     guidance_channels=64,
@@ -214,6 +218,7 @@ TINY = dataclasses.replace(
     keep="published",
     image_size=(64, 64),
     trunk_width=0.25,
+    trunk_depth=1.0,
     text_layers=1,
     text_width=32,
     embedding_dim=32,

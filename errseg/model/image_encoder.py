@@ -7,6 +7,7 @@ Both offer the same four steps, so that HSM can run the last stage twice:
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -165,21 +166,26 @@ def _keep_signal(layer: nn.Module) -> None:
 
 
 class EfficientNetLiteEncoder(nn.Module):
-    """EfficientNet-Lite0 (optionally narrower) with batch norms folded, and a linear embedding."""
+    """EfficientNet-Lite with batch norms folded, and a linear embedding.
 
-    def __init__(self, width: float, embedding_dim: int) -> None:
+    Width and depth scale Lite0's stages as the family does: stem and head grow no wider, and the
+    first and the last stage no deeper (Tan & Le 2019; the "lite" variants).
+    """
+
+    def __init__(self, width: float, depth: float, embedding_dim: int) -> None:
         super().__init__()
 
-        def scaled(channels: int) -> int:
+        def scaled(channels: int, width: float = width) -> int:
             return max(8, round(channels * width / 8) * 8)
 
-        stem = scaled(STEM_WIDTH)
+        stem, head = (scaled(channels, min(width, 1.0)) for channels in (STEM_WIDTH, HEAD_WIDTH))
         self.stem = SameConv(3, stem, 3, stride=2)
         stages: list[nn.Sequential] = []
         current = stem
         for index, (kernel, stride, channels, repeats) in enumerate(LITE0_STAGES):
             blocks = []
-            for repeat in range(repeats):
+            inside = 0 < index < len(LITE0_STAGES) - 1
+            for repeat in range(math.ceil(repeats * depth) if inside else repeats):
                 expansion = 1 if index == 0 else EXPANSION
                 step = stride if repeat == 0 else 1
                 blocks.append(InvertedResidual(current, scaled(channels), kernel, step, expansion))
@@ -189,8 +195,8 @@ class EfficientNetLiteEncoder(nn.Module):
         # the block that goes from stride 16 to 32 stands apart, so that HSM can replace it
         self.downsample = stages[5][0]
         self.late = nn.Sequential(*stages[5][1:], *stages[6])
-        self.widen = nn.Conv2d(current, scaled(HEAD_WIDTH), 1)
-        self.projection = nn.Linear(scaled(HEAD_WIDTH), embedding_dim)
+        self.widen = nn.Conv2d(current, head, 1)
+        self.projection = nn.Linear(head, embedding_dim)
         widths = [scaled(LITE0_STAGES[stage][2]) for stage in FEATURE_STAGES]
         self.channels = (widths[0], widths[1], widths[2], current)
         self.apply(_keep_signal)
@@ -246,4 +252,4 @@ class ImageFeatures(NamedTuple):
 
 def build_efficientnet(config: ModelConfig) -> EfficientNetLiteEncoder:
     """The image tower of errseg-mini, with random weights."""
-    return EfficientNetLiteEncoder(config.trunk_width, config.embedding_dim)
+    return EfficientNetLiteEncoder(config.trunk_width, config.trunk_depth, config.embedding_dim)

