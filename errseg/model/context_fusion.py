@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from errseg.model.layers import (
     DropPath,
     GatedMLP,
+    Linear,
     guidance_part,
     guided_linear,
     in_blocks,
+    linear,
     resize,
 )
 
@@ -69,10 +71,10 @@ class GuidedAttention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(2 * channels, channels)
-        self.k = nn.Linear(2 * channels, channels)
-        self.v = nn.Linear(channels, channels)
-        self.proj = nn.Linear(channels, channels)
+        self.q = Linear(2 * channels, channels)
+        self.k = Linear(2 * channels, channels)
+        self.v = Linear(channels, channels)
+        self.proj = Linear(channels, channels)
 
 
 class SpatialAttention(GuidedAttention):
@@ -110,14 +112,14 @@ class SpatialAttention(GuidedAttention):
             return lambda x: (guided_linear(self.k, x, of_key), self.v(x))
         channels = guidance.shape[-1]
         over_guidance = reduce_k.matrix(slice(channels, None))
-        of_guidance = F.linear(_patches(guidance, stride), over_guidance, reduce_k.conv.bias)
+        of_guidance = linear(_patches(guidance, stride), over_guidance, reduce_k.conv.bias)
         of_guidance = of_guidance.unsqueeze(1)
         key_matrix, value_matrix = reduce_k.matrix(slice(channels)), reduce_v.matrix(slice(None))
 
         def key_value(x: Tensor) -> tuple[Tensor, Tensor]:
             patches = _patches(x, stride)
-            keys = F.linear(patches, key_matrix).add_(of_guidance)
-            values = F.linear(patches, value_matrix, reduce_v.conv.bias)
+            keys = linear(patches, key_matrix).add_(of_guidance)
+            values = linear(patches, value_matrix, reduce_v.conv.bias)
             return self.k(reduce_k.norm(keys)), self.v(reduce_v.norm(values))
 
         return key_value

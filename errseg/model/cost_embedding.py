@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from errseg.model.layers import resize
+from errseg.model.layers import Linear, resize
 
 COST_KERNEL = 7
 
@@ -104,7 +104,7 @@ class TextGuidance(nn.Module):
 
     def __init__(self, embedding_dim: int, channels: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(embedding_dim, channels)
+        self.proj = Linear(embedding_dim, channels)
 
     def forward(self, text: Tensor) -> Tensor:
         """(B, K, D) → (B, K, C)."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errseg.config import ModelConfig
-from errseg.model.layers import resize
+from errseg.model.layers import Linear, resize, take_over_linears
 
 
 class ImageEncoder(Protocol):
@@ -70,6 +70,7 @@ class ConvNeXtEncoder(nn.Module):
         # timm's modules carry no types: Any is what they are
         self.trunk: Any = visual.trunk
         self.projection: Any = visual.head
+        take_over_linears(self)
         widths = [stage.blocks[0].conv_dw.in_channels for stage in self.trunk.stages]
         self.channels = (widths[0], widths[1], widths[2], widths[3])
 
@@ -196,7 +197,7 @@ class EfficientNetLiteEncoder(nn.Module):
         self.downsample = stages[5][0]
         self.late = nn.Sequential(*stages[5][1:], *stages[6])
         self.widen = nn.Conv2d(current, head, 1)
-        self.projection = nn.Linear(head, embedding_dim)
+        self.projection = Linear(head, embedding_dim)
         widths = [scaled(LITE0_STAGES[stage][2]) for stage in FEATURE_STAGES]
         self.channels = (widths[0], widths[1], widths[2], current)
         self.apply(_keep_signal)

@@ -16,6 +16,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from errseg.model.layers import Linear, linear, take_over_linears
+
 Synonyms = Literal["mean", "first"]
 
 ENCODE_BATCH = 128
@@ -75,6 +77,7 @@ class ClipTextEncoder(nn.Module):
         self.token_embedding: Any = clip.token_embedding
         self.positional_embedding: Any = clip.positional_embedding
         self.transformer: Any = clip.transformer
+        take_over_linears(self.transformer)
         self.ln_final: Any = clip.ln_final
         self.text_projection: Any = clip.text_projection
 
@@ -136,15 +139,16 @@ def _causal_block(block: Any, x: Tensor, rows: Tensor, positions: Tensor) -> Ten
         (P, C).
     """
     attention = block.attn
-    qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+    qkv = linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = (
         part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
         for part in qkv[rows].chunk(3, dim=-1)
     )
     # what padding stands for comes after the end of its prompt, so nothing wanted looks at it
     fused = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    projection = attention.out_proj
     wanted = fused.transpose(1, 2).flatten(2).flatten(0, 1)[positions]
-    x = x[rows.flatten()[positions]] + attention.out_proj(wanted)
+    x = x[rows.flatten()[positions]] + linear(wanted, projection.weight, projection.bias)
     out: Tensor = x + block.mlp(block.ln_2(x))
     return out
 
@@ -172,11 +176,11 @@ class MiniLMBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.heads = max(1, width // MINILM_HEAD_WIDTH)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPSILON)
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPSILON)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:

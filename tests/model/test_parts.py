@@ -25,7 +25,7 @@ from errseg.model.cost_embedding import CostEmbedding, ImageGuidance, TextGuidan
 from errseg.model.decoder import Decoder
 from errseg.model.err_seg import ErrSeg
 from errseg.model.image_encoder import EfficientNetLiteEncoder
-from errseg.model.layers import DropPath, in_blocks
+from errseg.model.layers import DropPath, Linear, in_blocks
 from errseg.records import UNLABELLED
 from errseg.training.mini_init import init_trunk
 
@@ -294,6 +294,22 @@ def test_blocks_are_all_of_it_in_order(axis: int, monkeypatch: pytest.MonkeyPatc
     seen.clear()
     assert torch.equal(in_blocks(double, axis, x), x * 2)
     assert seen == [x.shape[axis]], "training goes in one piece: nothing would be reused"
+
+
+@pytest.mark.parametrize("shape", [(300, 24), (2, 7, 5, 24), (1, 24)])
+def test_a_convolution_is_the_linear_that_it_stands_for(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = Linear(24, 40)
+    transposed = torch.randn(*reversed(shape))
+    for x in (torch.randn(shape), transposed.permute(*reversed(range(len(shape))))):
+        expected = F.linear(x, layer.weight, layer.bias)
+        for pays, least in ((True, 1), (True, 256), (False, 1)):
+            monkeypatch.setattr("errseg.model.layers._CONVOLUTION_PAYS", pays)
+            monkeypatch.setattr("errseg.model.layers.LEAST_TOKENS", least)
+            with torch.no_grad():
+                found = layer(x)
+            torch.testing.assert_close(found, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("in_place", [False, True])
