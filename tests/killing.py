@@ -3,9 +3,9 @@
     python killing.py SEED KILLS SECONDS FRAMES ARGUMENT...
 
 Everything heavy is imported once; each run is a fork. SECONDS is about what an undisturbed run
-takes; the moments are spread over it, but the first comes early: what is done once cannot be killed,
-and on a busy machine an undisturbed run may have taken many times its time. FRAMES are in one segment of a video. Prints how many runs
-were killed, and the last exit code.
+takes; the moments are spread over it, but the first comes early: on a busy machine the undisturbed
+run may have taken many times its time, and what is done once cannot be killed. FRAMES are in one
+segment of a video. Prints how many runs were killed, and the last exit code.
 """
 
 from __future__ import annotations
