@@ -152,8 +152,8 @@ def watch(model: ErrSeg, seen: dict[str, Any]) -> None:
     def keep(part: nn.Module, store: Callable[[Any], dict[str, Tensor]]) -> None:
         part.register_forward_hook(lambda _module, _inputs, output: seen.update(store(output)))
 
-    def maps(x: Tensor) -> Tensor:  # (1, K, H, W, C) → (K, C, H, W)
-        return x[0].permute(0, 3, 1, 2)
+    def maps(x: Tensor) -> Tensor:  # (1, K, H, W, C) → (K, C, H, W); the next layer overwrites x
+        return x[0].permute(0, 3, 1, 2).clone()
 
     def appended(name: str, block: Tensor) -> Tensor:  # the decoder's classes come in blocks
         return torch.cat([seen[name], block]) if name in seen else block
