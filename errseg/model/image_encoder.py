@@ -11,10 +11,10 @@ import math
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errseg.config import ModelConfig
+from errseg.model.convolution import convolve
 from errseg.model.layers import Linear, resize, take_over_linears
 
 
@@ -126,19 +126,37 @@ def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class SameConv(nn.Conv2d):
-    """Conv with TensorFlow's SAME padding; batch norm is already folded into its weights."""
+    """Conv with TensorFlow's SAME padding and ReLU6; batch norm is already folded into its weights.
+
+    Where the odd pixel goes after, a row or column of zeros in front of the kernel lets the conv
+    pad both sides alike: the picture, which is larger, need not be copied.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        if kernel > 1:
-            x = F.pad(
-                x,
-                (
-                    *_same_padding(x.shape[3], kernel, stride),
-                    *_same_padding(x.shape[2], kernel, stride),
-                ),
-            )
-        return super().forward(x)
+        top, bottom = _same_padding(x.shape[2], kernel, stride)
+        left, right = _same_padding(x.shape[3], kernel, stride)
+        return convolve(
+            x,
+            self.weight,
+            self.bias,
+            stride=(stride, stride),
+            padding=(bottom, right),
+            zeros_before=(bottom - top, right - left),
+            groups=self.groups,
+            relu6=True,
+        )
+
+
+class PointwiseConv(nn.Conv2d):
+    """1×1 conv."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, relu6: bool) -> None:
+        super().__init__(in_channels, out_channels, 1)
+        self.relu6 = relu6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(x, self.weight, self.bias, relu6=self.relu6)
 
 
 class InvertedResidual(nn.Module):
@@ -147,14 +165,14 @@ class InvertedResidual(nn.Module):
     def __init__(self, width: int, out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         inner = width * expansion
-        self.expand = nn.Conv2d(width, inner, 1) if expansion > 1 else None
+        self.expand = PointwiseConv(width, inner, relu6=True) if expansion > 1 else None
         self.depthwise = SameConv(inner, inner, kernel, stride, groups=inner)
-        self.project = nn.Conv2d(inner, out, 1)
+        self.project = PointwiseConv(inner, out, relu6=False)
         self.residual = stride == 1 and width == out
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y)))
+        y: Tensor = x if self.expand is None else self.expand(x)
+        y = self.project(self.depthwise(y))
         return x + y if self.residual else y
 
 
@@ -196,7 +214,7 @@ class EfficientNetLiteEncoder(nn.Module):
         # the block that goes from stride 16 to 32 stands apart, so that HSM can replace it
         self.downsample = stages[5][0]
         self.late = nn.Sequential(*stages[5][1:], *stages[6])
-        self.widen = nn.Conv2d(current, head, 1)
+        self.widen = PointwiseConv(current, head, relu6=True)
         self.projection = Linear(head, embedding_dim)
         widths = [scaled(LITE0_STAGES[stage][2]) for stage in FEATURE_STAGES]
         self.channels = (widths[0], widths[1], widths[2], current)
@@ -204,7 +222,7 @@ class EfficientNetLiteEncoder(nn.Module):
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # on a CPU the depth-wise convs take three quarters of the time with channels last
-        x = F.relu6(self.stem(image.contiguous(memory_format=torch.channels_last)))
+        x = self.stem(image.contiguous(memory_format=torch.channels_last))
         outputs = []
         for stage in self.stages:
             x = stage(x)
@@ -231,8 +249,7 @@ class EfficientNetLiteEncoder(nn.Module):
         return out
 
     def embed(self, x: Tensor) -> Tensor:
-        wide = F.relu6(self.widen(x))
-        out: Tensor = self.projection(wide.permute(0, 2, 3, 1))
+        out: Tensor = self.projection(self.widen(x).permute(0, 2, 3, 1))
         return out
 
 

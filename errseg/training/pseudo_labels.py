@@ -89,7 +89,7 @@ def _label(
     stride16 = encoder.features((batch - MINI.mean[0]) / MINI.std[0])[2]
     probability = torch.zeros(1, 1, height, width)
     for downsample in (encoder.downsample, dense):
-        wide = F.relu6(encoder.widen(encoder.last_stage(downsample(stride16))))
+        wide = encoder.widen(encoder.last_stage(downsample(stride16)))
         logits = torch.einsum("kc,bchw->bkhw", classifier[0], wide)
         share = (logits + classifier[1][:, None, None]).softmax(dim=1)[:, class_id : class_id + 1]
         probability += F.interpolate(share, size=(height, width), mode="bilinear") / 2
