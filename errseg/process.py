@@ -10,13 +10,11 @@ import ctypes
 import os
 import sys
 
-MMAP_THRESHOLD = 32 * 2**20
-"""Bytes; glibc allows no more. Smaller pieces of memory are used again, not given back."""
-TRIM_THRESHOLD = 256 * 2**20
-"""Bytes that may lie free at the end of the heap."""
+TRIM_THRESHOLD = 2**31 - 1
+"""Bytes that may lie free at the end of the heap; mallopt takes no more."""
 
 # mallopt(3)
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def prepare_process() -> None:
@@ -28,14 +26,14 @@ def prepare_process() -> None:
     # times. libgomp reads this when torch is imported; a run alone loses a few per cent.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     # Each layer's results are as large as those of the layer before. Memory that comes anew from
-    # the system costs a page fault every 4 KB, as long as some layers take to compute: so large
-    # pieces come in huge pages (torch reads this), and smaller ones are kept.
+    # the system costs a page fault every 4 KB, as long as some layers take to compute: so it comes
+    # in huge pages (torch reads this), and is kept on the heap, which large pieces come from too.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if sys.platform == "linux" and not _allocator_is_set():
         # only glibc has it
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+            mallopt(_M_MMAP_MAX, 0)
             mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD)
 
 
