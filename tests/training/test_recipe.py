@@ -74,8 +74,9 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
         load_recipe(tmp_path / "nowhere.toml")
 
 
-def test_the_shipped_recipe_loads() -> None:
-    shipped = Path(__file__).parents[2] / "errseg" / "assets" / "recipes" / "errseg-mini.toml"
+@pytest.mark.parametrize("name", ["errseg-mini", "errseg-mini-second", "errseg-mini-third"])
+def test_the_recipes_of_the_embedded_model_load(name: str) -> None:
+    shipped = Path(__file__).parents[2] / "errseg" / "assets" / "recipes" / f"{name}.toml"
     recipe = load_recipe(shipped, root=Path("data"))
     assert recipe.model.name == "errseg-mini"
     assert {source.folder.parent for source in recipe.data} == {Path("data/train")}
