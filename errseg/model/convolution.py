@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from errseg.model.layers import suits_onednn
+
 Pair = tuple[int, int]
 
 # what torch.compile makes of a convolution; not part of torch's API, so it may be missing
@@ -60,10 +62,9 @@ def convolve(
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    if not _AVAILABLE or torch.compiler.is_compiling():
+    if not _AVAILABLE or torch.compiler.is_compiling() or weight.is_inference():
         return False
-    plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or weight.is_inference()
-    return not plain and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    return suits_onednn(x) and weight.dtype == torch.float32
 
 
 def _extended(weight: Tensor, zeros_before: Pair) -> Tensor:

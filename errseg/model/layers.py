@@ -45,6 +45,12 @@ _CONVOLUTION_PAYS = (
 """oneDNN computes with AVX-512 on any CPU that has it; MKL, behind `F.linear`, on Intel's alone."""
 
 
+def suits_onednn(x: Tensor) -> bool:
+    """Whether oneDNN may be called by hand: float32 on a CPU, no gradients, no autocast."""
+    plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    return not plain and x.device.type == "cpu" and x.dtype == torch.float32
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`, on some CPUs as the 1×1 convolution that it is: twice as fast there.
 
@@ -54,9 +60,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x: (..., C) of any layout; tokens one after another need no copy.
     """
     tokens = x.numel() // x.shape[-1]
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-    if not (_CONVOLUTION_PAYS and on_cpu) or plain or tokens < LEAST_TOKENS:
+    if not _CONVOLUTION_PAYS or tokens < LEAST_TOKENS or not suits_onednn(x):
         return F.linear(x, weight, bias)
     maps = x.reshape(1, 1, tokens, -1).permute(0, 3, 1, 2)
     out = F.conv2d(maps, weight[:, :, None, None], bias)
