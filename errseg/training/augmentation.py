@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from errseg.training.recipe import Augmentation
+from errseg.training.recipe import Augmentation, DataSource
 
 Sample = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -29,8 +29,8 @@ class View(Protocol):
         """(H, W, 3) uint8 RGB and (H, W) → (h, w, 3) float32 RGB 0..255 and (h, w) int64."""
 
 
-DrawView = Callable[[tuple[int, int], tuple[int, int], float, np.random.Generator], View]
-"""(picture's size (H, W), size wanted (h, w), smallest crop, generator) → view."""
+DrawView = Callable[[tuple[int, int], tuple[int, int], DataSource, np.random.Generator], View]
+"""(picture's size (H, W), size wanted (h, w), its data set's settings, generator) → view."""
 
 
 # --- squash: ours ---------------------------------------------------------------------------
@@ -56,12 +56,13 @@ class Squash:
 
 @dataclass(frozen=True)
 class Jitter:
-    """Brightness, contrast, saturation and colour cast, each a little."""
+    """Brightness, contrast, saturation and colour cast, each a little; hue, in degrees."""
 
     brightness: float
     contrast: float
     saturation: float
     cast: NDArray[np.float32]
+    hue: float
 
     def __call__(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
         picture = picture * self.brightness
@@ -69,17 +70,32 @@ class Jitter:
         picture = (picture - mean) * self.contrast + mean
         grey = picture.mean(axis=2, keepdims=True)
         picture = (picture - grey) * self.saturation + grey
+        if self.hue:
+            picture = picture @ _turn(self.hue)
         jittered: NDArray[np.float32] = np.clip(picture * self.cast, 0, 255)
         return jittered
 
 
+def _draw_hue(limit: float, rng: np.random.Generator) -> float:
+    return rng.uniform(-limit, limit) if limit and rng.random() < 0.5 else 0.0
+
+
+def _turn(degrees: float) -> NDArray[np.float32]:
+    """(3, 3), for rows of RGB on its left: turns colours about the axis of greys."""
+    angle = np.deg2rad(degrees)
+    cyclic = np.roll(np.eye(3), 1, axis=1)
+    across = (cyclic - cyclic.T) / 3**0.5
+    turned = np.cos(angle) * np.eye(3) + np.sin(angle) * across + (1 - np.cos(angle)) / 3
+    return np.asarray(turned, np.float32)
+
+
 def draw_squash(
-    shape: tuple[int, int], size: tuple[int, int], min_scale: float, rng: np.random.Generator
+    shape: tuple[int, int], size: tuple[int, int], source: DataSource, rng: np.random.Generator
 ) -> Squash:
     """A random crop of at least `min_scale` of the sides, flip, colour jitter."""
     height, width = shape
     scale_y, scale_x = np.clip(
-        rng.uniform(min_scale, 1.15) * np.exp(rng.uniform(-0.15, 0.15) * np.array([1, -1])),
+        rng.uniform(source.min_scale, 1.15) * np.exp(rng.uniform(-0.15, 0.15) * np.array([1, -1])),
         0.2,
         1.0,
     )
@@ -94,6 +110,7 @@ def draw_squash(
             rng.uniform(0.75, 1.25),
             rng.uniform(0.6, 1.4),
             rng.uniform(0.93, 1.07, 3).astype(np.float32),
+            _draw_hue(source.hue, rng),
         ),
     )
 
@@ -163,7 +180,7 @@ class SsdJitter:
 def draw_published(
     shape: tuple[int, int],
     size: tuple[int, int],
-    min_scale: float,  # noqa: ARG001 - there is one scale
+    source: DataSource,  # noqa: ARG001 - one way for all
     rng: np.random.Generator,
 ) -> PublishedView:
     """The short side resized to the crop's, a random crop, colour jitter as in SSD, flip."""
@@ -183,6 +200,55 @@ DRAW_VIEW: dict[Augmentation, DrawView] = {"squash": draw_squash, "published": d
 
 
 # --- both -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """What lenses, sensors and files do to a picture, in this order.
+
+    Attributes:
+        blur: standard deviation of a Gaussian, in pixels; 0 = none.
+        noise: standard deviation, in 0..255, of each channel's own noise; 0 = none.
+        noise_seed: of that noise.
+        jpeg_quality: 1..100; None = not compressed.
+    """
+
+    blur: float
+    noise: float
+    noise_seed: int
+    jpeg_quality: int | None
+
+    def __call__(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(H, W, 3) float32 RGB 0..255 → the same, degraded."""
+        if self.blur:
+            picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), self.blur), np.float32)
+        if self.noise:
+            rng = np.random.default_rng(self.noise_seed)
+            noise = rng.standard_normal(picture.shape, np.float32) * np.float32(self.noise)
+            picture = np.clip(picture + noise, 0, 255)
+        if self.jpeg_quality is not None:
+            quality = [cv2.IMWRITE_JPEG_QUALITY, self.jpeg_quality]
+            # in OpenCV's own order of colours: JPEG keeps green better than blue
+            bgr = cv2.cvtColor(picture.astype(np.uint8), cv2.COLOR_RGB2BGR)
+            _, file = cv2.imencode(".jpg", bgr, quality)
+            picture = np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR_RGB), np.float32)
+        return picture
+
+
+def draw_degradation(share: float, rng: np.random.Generator) -> Degradation | None:
+    """Of `share` of the pictures: half blurred, most noisy, half compressed."""
+    # nothing is drawn in vain: runs of before there was this setting go on as they began
+    if not share:
+        return None
+    degraded = rng.random() < share
+    blurred, noisy, compressed = rng.random(3) < (0.5, 0.7, 0.5)
+    blur, noise = rng.uniform(0.4, 1.6), rng.uniform(2, 20)
+    seed, quality = int(rng.integers(2**32)), int(rng.integers(20, 95))
+    if not degraded:
+        return None
+    return Degradation(
+        blur if blurred else 0.0, noise if noisy else 0.0, seed, quality if compressed else None
+    )
 
 
 def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

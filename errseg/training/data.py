@@ -20,12 +20,33 @@ from torch.utils.data import Dataset
 
 from errseg.datasets import LabelledFolder, read_labels, read_pair
 from errseg.errors import ConfigError
-from errseg.training.augmentation import DRAW_VIEW, Sample
+from errseg.training.augmentation import DRAW_VIEW, Sample, draw_degradation
 from errseg.training.distributed import ALONE, World
 from errseg.training.recipe import Recipe
 
 NAME_CHANCE = 0.5
 """That a class goes by one of its names at a step; the mean of several is another name still."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What is meant by a class, or by a part of one that is a union of several.
+
+    Attributes:
+        own: its names in the set's list.
+        others: further names that mean the same.
+    """
+
+    own: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.own + self.others
+
+
+Meanings = Sequence[Sequence[Thing]]
+"""Per class of a data set, the things it consists of."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +76,20 @@ class TrainingBatches(Dataset[TrainingBatch]):
         self,
         recipe: Recipe,
         folders: Sequence[LabelledFolder],
-        synonyms: Sequence[Sequence[Sequence[str]]],
+        meanings: Sequence[Meanings],
         candidates: Sequence[NDArray[np.int64]],
         world: World = ALONE,
     ) -> None:
         """
         Args:
-            synonyms: per data set and class, its names.
+            meanings: per data set.
             candidates: per data set, the names (in the list of all sets') that may serve as
                 absent classes there.
             world: the processes that share each batch.
         """
         self.recipe = recipe
         self.folders = folders
-        self.synonyms = synonyms
+        self.meanings = meanings
         self.candidates = candidates
         self.world = world
         self.draw_view = DRAW_VIEW[recipe.augmentation]
@@ -96,19 +117,22 @@ class TrainingBatches(Dataset[TrainingBatch]):
         for place, pair in enumerate(folder.pairs[i] for i in chosen):
             content = read_pair(folder, pair) if place in own else None
             shape = _size_of(pair[1]) if content is None else content[1].shape
-            view = self.draw_view((shape[0], shape[1]), size, source.min_scale, rng)
+            view = self.draw_view((shape[0], shape[1]), size, source, rng)
+            degradation = draw_degradation(source.degraded, rng)
             if content is not None:
-                parts.append(view(*content))
+                picture, labels = view(*content)
+                parts.append((degradation(picture) if degradation else picture, labels))
         samples = [
             mosaic(parts[start : start + per_sample]) for start in range(0, share, per_sample)
         ]
         pool = self.candidates[index]
         distractors = rng.choice(pool, min(source.distractors, len(pool)), replace=False)
+        own_only = bool(source.own_names and rng.random() < source.own_names)
         return TrainingBatch(
             torch.from_numpy(np.stack([image for image, _ in samples])).permute(0, 3, 1, 2),
             torch.from_numpy(np.stack([labels for _, labels in samples])),
             index,
-            torch.from_numpy(draw_naming(self.synonyms[index], rng, every=source.unions)),
+            torch.from_numpy(draw_naming(self.meanings[index], rng, own_only=own_only)),
             torch.from_numpy(distractors),
         )
 
@@ -136,25 +160,27 @@ def picture_chances(folder: LabelledFolder, rare_share: float) -> NDArray[np.flo
 
 
 def draw_naming(
-    synonyms: Sequence[Sequence[str]], rng: np.random.Generator, *, every: bool
+    meanings: Meanings, rng: np.random.Generator, *, own_only: bool
 ) -> NDArray[np.float32]:
-    """Which of a class's names it goes by at this step: any, at least one.
+    """Which of their names the things of each class go by at this step: any, at least one.
 
     Args:
-        synonyms: names per class.
-        every: all of them, always.
+        own_only: by names of the set's own list alone.
 
     Returns:
-        (T, N) weights of the N names of all classes together; each row has sum 1.
+        (T, N) weights of the N names of all classes together; each row has sum 1, of which each
+        thing of the class has an equal share.
     """
-    lengths = [len(names) for names in synonyms]
-    naming = np.zeros((len(synonyms), sum(lengths)), np.float32)
+    total = sum(len(thing.names) for things in meanings for thing in things)
+    naming = np.zeros((len(meanings), total), np.float32)
     start = 0
-    for row, length in zip(naming, lengths, strict=True):
-        used = np.full(length, every) | (rng.random(length) < NAME_CHANCE)
-        used[rng.integers(length)] = True
-        row[start : start + length] = used / used.sum()
-        start += length
+    for row, things in zip(naming, meanings, strict=True):
+        for thing in things:
+            allowed = len(thing.own if own_only else thing.names)
+            used = rng.random(allowed) < NAME_CHANCE
+            used[rng.integers(allowed)] = True
+            row[start : start + allowed] = used / (used.sum() * len(things))
+            start += len(thing.names)
     return naming
 
 

@@ -38,7 +38,7 @@ from errseg.training.pictures import draw_curves, draw_samples
 from errseg.training.pseudo_labels import make_pseudo_labels
 from errseg.training.recipe import DataSource, Recipe
 from errseg.training.start import initial_model, parameter_groups
-from errseg.training.texts import ClassTexts, all_names, learnt_synonyms
+from errseg.training.texts import ClassTexts, all_names, learnt_meanings
 from errseg.weights import save_model
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -98,7 +98,7 @@ def train(
 def _steps(run: _TrainingRun, workers: int, report: Report) -> None:
     recipe, texts = run.recipe, run.texts
     loader = DataLoader(
-        TrainingBatches(recipe, run.folders, texts.synonyms, texts.candidates, run.world),
+        TrainingBatches(recipe, run.folders, texts.meanings, texts.candidates, run.world),
         batch_size=None,
         sampler=range(run.step * recipe.accumulate, recipe.steps * recipe.accumulate),
         num_workers=workers,
@@ -136,12 +136,12 @@ class _TrainingRun:
             out.mkdir(parents=True, exist_ok=True)
             self.folders = [_open(source, out) for source in recipe.data]
         self.validation = {folder.name: open_folder(folder) for folder in recipe.validation}
-        synonyms = learnt_synonyms(recipe, self.folders)
-        self.model = initial_model(recipe, all_names(synonyms)).to(device)
+        meanings = learnt_meanings(recipe, self.folders)
+        self.model = initial_model(recipe, all_names(meanings)).to(device)
         # the backward pass of depth-wise convs takes two thirds of the time in this layout
         self.model.image_encoder.to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model)
-        self.texts = ClassTexts(recipe, self.folders, synonyms, self.model.text_encoder)
+        self.texts = ClassTexts(recipe, self.folders, meanings, self.model.text_encoder)
         self.optimiser = torch.optim.AdamW(parameter_groups(self.model, recipe))
         self.peaks = [group["lr"] for group in self.optimiser.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)

@@ -29,6 +29,9 @@ _LATER = (
     "tuning",
     "clip_file",
     "calibration_pictures",
+    "hue",
+    "own_names",
+    "degraded",
 )
 
 
@@ -43,11 +46,15 @@ class DataSource:
         overlapping: sets (their folders' names) with classes that may be in these pictures though
             no label says so; their names are no distractors.
         min_scale: smallest crop, as a share of the picture's sides ("squash" alone).
+        hue: the colours of half the pictures are turned by at most so many degrees of hue, for
+            things that come in all colours ("squash" alone).
         mosaic: a training picture is a square of so many pictures a side.
         rare_share: pictures that hold a class found in a smaller share of the pictures than this
             are drawn more often (repeat factor sampling, LVIS 2019); 0 = all alike.
         unions: a line of `classes.txt` is a union of several things, not one thing with several
-            names: all its names are used at every step, and no others.
+            names: all of them are meant at every step, each by any name that means the same.
+        own_names: share of the batches in which classes go by the names of `classes.txt` alone.
+        degraded: share of the pictures that get noise, blur and the marks of JPEG.
         pseudo_labels: the folder holds one picture per ImageNet class and no label maps; they are
             made from the ImageNet classifier.
     """
@@ -57,9 +64,12 @@ class DataSource:
     distractors: int = 0
     overlapping: tuple[str, ...] = ()
     min_scale: float = 0.5
+    hue: float = 0.0
     mosaic: int = 1
     rare_share: float = 0.0
     unions: bool = False
+    own_names: float = 0.0
+    degraded: float = 0.0
     pseudo_labels: bool = False
 
 
@@ -157,36 +167,70 @@ class Recipe:
 
         Settings that came after the first checkpoints are left out where they change nothing.
         """
-        said = (
-            f"{field.name}={getattr(self, field.name)!r}"
-            for field in dataclasses.fields(self)
-            if field.name not in _LATER or getattr(self, field.name) != field.default
-        )
-        return f"Recipe({', '.join(said)})"
+        return _said(self)
+
+
+def _said(settings: Recipe | DataSource) -> str:
+    """What a dataclass's repr says, less later settings with their defaults."""
+    said = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name in _LATER and value == field.default:
+            continue
+        if isinstance(value, tuple) and value and isinstance(value[0], DataSource):
+            comma = "," if len(value) == 1 else ""
+            value_said = f"({', '.join(map(_said, value))}{comma})"
+        else:
+            value_said = repr(value)
+        said.append(f"{field.name}={value_said}")
+    return f"{type(settings).__name__}({', '.join(said)})"
 
 
 def load_recipe(path: Path, root: Path | None = None) -> Recipe:
     """Read a recipe.
 
+    A recipe with `extends = FILE` has the settings of that one, but for those it gives itself; its
+    own [[data]] entries stand in place of all of the other's.
+
     Args:
+        path: of the TOML file; files that it names are relative to its folder.
         root: what the folders named in the recipe are relative to; None = the recipe's own folder.
 
     Raises:
         ConfigError: the file cannot be read, or a setting is unknown or of the wrong kind.
     """
+    values = _values(path)
+    try:
+        return _recipe(values, path.parent if root is None else root)
+    except (ConfigError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _values(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a file and of those that it extends; files named in them are found."""
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}.") from error
-    try:
-        return _recipe(values, path, path.parent if root is None else root)
-    except (ConfigError, TypeError, KeyError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    for name in ("synonyms", "clip_file"):
+        if name in values:
+            values[name] = path.parent / values[name]
+    if "extends" not in values:
+        return values
+    name = values.pop("extends")
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}: extends is {name!r}; it must be the path of another recipe.")
+    other = path.parent / name
+    if other.resolve() in (path.resolve(), *extending):
+        raise ConfigError(f"{path} extends itself, by way of {other}; break the circle.")
+    extended = _values(other, (path.resolve(), *extending))
+    model = {**extended.get("model", {}), **values.get("model", {})}
+    return {**extended, **values, "model": model}
 
 
-def _recipe(values: Mapping[str, Any], path: Path, root: Path) -> Recipe:
+def _recipe(values: Mapping[str, Any], root: Path) -> Recipe:
     settings = _plain(values)
     model = settings.pop("model", {})
     preset = model.pop("preset", None)
@@ -204,9 +248,6 @@ def _recipe(values: Mapping[str, Any], path: Path, root: Path) -> Recipe:
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ConfigError(f"unknown setting {unknown[0]!r}; known are {sorted(known)}.")
-    for name in ("synonyms", "clip_file"):
-        if name in settings:
-            settings[name] = path.parent / settings[name]
     return Recipe(model=config, data=data, validation=validation, **settings)
 
 

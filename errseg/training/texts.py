@@ -12,36 +12,39 @@ from torch import Tensor, nn
 
 from errseg.datasets import LabelledFolder
 from errseg.model.text_encoder import TextEncoder, embed_classes
-from errseg.training.data import TrainingBatch
+from errseg.training.data import Meanings, Thing, TrainingBatch
 from errseg.training.recipe import Recipe
 from errseg.vocabulary import load_vocabulary
 
 DISTRACTOR_LIMIT = 0.4
 """A name is no distractor for a set that has a class with a more similar embedding."""
 
-Synonyms = Sequence[Sequence[Sequence[str]]]
-"""Per data set and class, its names."""
 
-
-def learnt_synonyms(recipe: Recipe, folders: Sequence[LabelledFolder]) -> list[list[Sequence[str]]]:
-    """Per data set and class, the names it learns under: its own, and those that mean the same."""
+def learnt_meanings(recipe: Recipe, folders: Sequence[LabelledFolder]) -> list[Meanings]:
+    """Per data set, what its classes mean, with all the names that mean the same."""
     groups = load_vocabulary(str(recipe.synonyms)).synonyms if recipe.synonyms else ()
     same = {name: group for group in groups for name in group}
+
+    def thing(own: tuple[str, ...]) -> Thing:
+        others = dict.fromkeys(other for name in own for other in same.get(name, ()))
+        return Thing(own, tuple(name for name in others if name not in own))
+
     return [
         [
-            own
-            if source.unions
-            else tuple(
-                dict.fromkeys([*own, *(other for name in own for other in same.get(name, ()))])
-            )
+            [thing((name,)) for name in own] if source.unions else [thing(tuple(own))]
             for own in folder.vocabulary.synonyms
         ]
         for folder, source in zip(folders, recipe.data, strict=True)
     ]
 
 
-def all_names(synonyms: Synonyms) -> list[str]:
-    return sorted({name for own in synonyms for group in own for name in group})
+def all_names(meanings: Sequence[Meanings]) -> list[str]:
+    return sorted({name for own in meanings for name in _names(own)})
+
+
+def _names(meanings: Meanings) -> list[str]:
+    """All names of a set, in the order of `draw_naming`'s columns."""
+    return [name for things in meanings for thing in things for name in thing.names]
 
 
 class ClassTexts:
@@ -51,19 +54,17 @@ class ClassTexts:
         self,
         recipe: Recipe,
         folders: Sequence[LabelledFolder],
-        synonyms: Synonyms,
+        meanings: Sequence[Meanings],
         encoder: TextEncoder,
     ) -> None:
-        self.recipe, self.folders, self.synonyms = recipe, folders, synonyms
+        self.recipe, self.folders, self.meanings = recipe, folders, meanings
         self.encoder = encoder
-        self.names = all_names(synonyms)
+        self.names = all_names(meanings)
         self.trained = isinstance(encoder, nn.Module) and any(
             parameter.requires_grad for parameter in encoder.parameters()
         )
         row = {name: index for index, name in enumerate(self.names)}
-        self.own_rows = [
-            torch.tensor([row[name] for group in own for name in group]) for own in synonyms
-        ]
+        self.own_rows = [torch.tensor([row[name] for name in _names(own)]) for own in meanings]
         with torch.no_grad():
             self.embeddings = self._encode(range(len(self.names)))
         self.candidates = [self._candidates(index) for index in range(len(folders))]
@@ -78,10 +79,9 @@ class ClassTexts:
         absent = (nearest < DISTRACTOR_LIMIT).cpu().numpy()
         doubtful = {
             name
-            for folder, groups in zip(self.folders, self.synonyms, strict=True)
+            for folder, own in zip(self.folders, self.meanings, strict=True)
             if folder.folder.name in self.recipe.data[index].overlapping
-            for group in groups
-            for name in group
+            for name in _names(own)
         }
         return np.flatnonzero(absent & [name not in doubtful for name in self.names])
 

@@ -11,23 +11,33 @@ import torch
 from PIL import Image
 
 from errseg.datasets import open_folder
-from errseg.training.augmentation import PADDING_VALUE, SsdJitter, draw_published, draw_squash
+from errseg.training.augmentation import (
+    PADDING_VALUE,
+    Degradation,
+    Jitter,
+    SsdJitter,
+    draw_degradation,
+    draw_published,
+    draw_squash,
+)
 from errseg.training.data import (
+    Thing,
     TrainingBatches,
     draw_naming,
     mosaic,
     picture_chances,
 )
 from errseg.training.distributed import ALONE, World
-from errseg.training.recipe import Recipe
+from errseg.training.recipe import DataSource, Recipe
 
 NO_NAMES = np.zeros(0, np.int64)
+ANY = DataSource(Path())
 
 
 def batches(recipe: Recipe, world: World = ALONE) -> TrainingBatches:
     folders = [open_folder(source.folder) for source in recipe.data]
-    synonyms = [folder.vocabulary.synonyms for folder in folders]
-    return TrainingBatches(recipe, folders, synonyms, [np.arange(3), NO_NAMES], world)
+    meanings = [[[Thing(names)] for names in folder.vocabulary.synonyms] for folder in folders]
+    return TrainingBatches(recipe, folders, meanings, [np.arange(3), NO_NAMES], world)
 
 
 def test_a_batch_depends_on_seed_and_step_alone(recipe: Recipe) -> None:
@@ -51,7 +61,7 @@ def test_augmentation_moves_picture_and_labels_together() -> None:
     labels[:, 40:] = 1
     image = np.where(labels[..., None] == 1, 220, 30).repeat(3, axis=2).astype(np.uint8)
     for _ in range(20):
-        picture, target = draw_squash((60, 80), (32, 64), 0.5, rng)(image, labels)
+        picture, target = draw_squash((60, 80), (32, 64), ANY, rng)(image, labels)
         bright = picture.mean(axis=2) > (picture.min() + picture.max()) / 2
         if len(np.unique(target)) == 2:
             assert (bright == (target == 1)).mean() > 0.95
@@ -75,13 +85,46 @@ def test_pictures_with_rare_classes_come_more_often(tmp_path: Path) -> None:
 
 def test_a_class_goes_by_any_of_its_names() -> None:
     rng = np.random.default_rng(0)
-    synonyms = [("a", "b", "c"), ("d",)]
-    drawn = np.stack([draw_naming(synonyms, rng, every=False) for _ in range(60)])
+    meanings = [[Thing(("a", "b"), ("c",))], [Thing(("d",))]]
+    drawn = np.stack([draw_naming(meanings, rng, own_only=False) for _ in range(60)])
     assert drawn.shape == (60, 2, 4)
     np.testing.assert_allclose(drawn.sum(axis=2), 1)
     assert (drawn[:, 0, 3] == 0).all() and (drawn[:, 1, 3] == 1).all()
     assert len(np.unique(drawn[:, 0] > 0, axis=0)) == 7
-    assert draw_naming(synonyms, rng, every=True)[0].tolist() == pytest.approx([1 / 3] * 3 + [0])
+    own = np.stack([draw_naming(meanings, rng, own_only=True) for _ in range(60)])
+    np.testing.assert_allclose(own.sum(axis=2), 1)
+    assert (own[..., 2] == 0).all()
+    assert len(np.unique(own[:, 0] > 0, axis=0)) == 3
+
+
+def test_a_union_means_all_of_its_things_each_by_any_name() -> None:
+    rng = np.random.default_rng(0)
+    meanings = [[Thing(("car",), ("automobile",)), Thing(("bus",))], [Thing(("sky",))]]
+    own = draw_naming(meanings, rng, own_only=True)
+    assert own.tolist() == [[0.5, 0, 0.5, 0], [0, 0, 0, 1]]
+    drawn = np.stack([draw_naming(meanings, rng, own_only=False) for _ in range(30)])
+    np.testing.assert_allclose(drawn[:, 0, :2].sum(axis=1), 0.5)
+    assert set(drawn[:, 0, 1].tolist()) == {0, 0.25, 0.5}
+    assert (drawn[:, 0, 2] == 0.5).all()
+
+
+def test_the_share_of_batches_by_own_names_alone(recipe: Recipe) -> None:
+    folders = [open_folder(source.folder) for source in recipe.data]
+    meanings = [
+        [[Thing(names, ("another name",))] for names in folder.vocabulary.synonyms]
+        for folder in folders
+    ]
+
+    def others_used(share: float) -> float:
+        data = tuple(dataclasses.replace(source, own_names=share) for source in recipe.data)
+        changed = dataclasses.replace(recipe, data=data, steps=60)
+        made = TrainingBatches(changed, folders, meanings, [NO_NAMES, NO_NAMES])
+        # of the last class, the last column is the name that is not its own
+        return float(np.mean([made[i].naming[-1, -1] > 0 for i in range(60)]))
+
+    assert others_used(1) == 0
+    assert others_used(0.7) < others_used(0)
+    assert others_used(0) > 0.5
 
 
 def test_a_mosaic_keeps_each_picture_with_its_labels(recipe: Recipe) -> None:
@@ -122,7 +165,7 @@ def test_the_published_view_keeps_the_aspect_and_pads_in_grey() -> None:
     labels[:, 45:] = 1
     image = np.where(labels[..., None] == 1, 220, 30).repeat(3, axis=2).astype(np.uint8)
     for _ in range(20):
-        view = draw_published((60, 90), (64, 128), 0.5, rng)
+        view = draw_published((60, 90), (64, 128), ANY, rng)
         assert view.resized == (64, 96)
         picture, target = view(image, labels)
         assert (picture.shape, target.shape) == ((64, 128, 3), (64, 128))
@@ -136,7 +179,7 @@ def test_the_published_view_keeps_the_aspect_and_pads_in_grey() -> None:
 
 def test_the_published_view_crops_along_the_long_side() -> None:
     rng = np.random.default_rng(0)
-    views = [draw_published((120, 240), (64, 64), 0.5, rng) for _ in range(200)]
+    views = [draw_published((120, 240), (64, 64), ANY, rng) for _ in range(200)]
     assert {view.resized for view in views} == {(64, 128)}
     assert {view.start[0] for view in views} == {0}
     assert {0, 64} <= {view.start[1] for view in views}
@@ -145,7 +188,7 @@ def test_the_published_view_crops_along_the_long_side() -> None:
 
 def test_ssd_colours_change_each_property_in_half_of_the_pictures() -> None:
     rng = np.random.default_rng(0)
-    colours = [draw_published((64, 64), (64, 64), 0.5, rng).colours for _ in range(400)]
+    colours = [draw_published((64, 64), (64, 64), ANY, rng).colours for _ in range(400)]
     for unchanged in (
         [c.brightness == 0 for c in colours],
         [c.contrast == 1 for c in colours],
@@ -159,3 +202,47 @@ def test_ssd_colours_change_each_property_in_half_of_the_pictures() -> None:
     turned = SsdJitter(0, 1, 1, 18, True)(red)[0, 0]
     assert turned[0] > turned[1] > turned[2]
     assert SsdJitter(40, 1, 0.5, 0, False)(red)[0, 0].tolist() == [240, 140, 140]
+
+
+def test_hue_is_turned_in_half_of_the_pictures_and_greys_stay() -> None:
+    rng = np.random.default_rng(0)
+    source = dataclasses.replace(ANY, hue=90)
+    turns = [draw_squash((64, 64), (64, 64), source, rng).colours.hue for _ in range(400)]
+    assert 0.4 < np.mean([turn == 0 for turn in turns]) < 0.6
+    assert min(turns) < -45 and max(turns) > 45 and max(np.abs(turns)) <= 90
+    plain = np.ones(3, np.float32)
+    red = np.full((2, 2, 3), (200, 0, 0), np.float32)
+    third = Jitter(1, 1, 1, plain, 120)(red)
+    assert sorted(third[0, 0].round().tolist()) == [0, 0, 200]
+    grey = np.full((2, 2, 3), 99, np.float32)
+    np.testing.assert_allclose(Jitter(1, 1, 1, plain, 77)(grey), 99, rtol=1e-5)
+
+
+def test_degradations_do_what_they_say() -> None:
+    grey = np.full((64, 64, 3), 128, np.float32)
+    assert np.array_equal(Degradation(0, 0, 1, None)(grey), grey)
+    noisy = Degradation(0, 10, 1, None)(grey)
+    assert noisy.dtype == np.float32
+    assert 9 < noisy.std() < 11 and abs(noisy.mean() - 128) < 1
+    assert np.array_equal(noisy, Degradation(0, 10, 1, None)(grey))
+    assert not np.array_equal(noisy, Degradation(0, 10, 2, None)(grey))
+    edge = grey.copy()
+    edge[:, 32:] = 0
+    assert 60 < Degradation(1.5, 0, 1, None)(edge)[0, 31, 0] < 120
+    red = np.full((16, 16, 3), (250, 10, 10), np.float32)
+    assert np.abs(Degradation(0, 0, 1, 90)(red) - red).max() < 8
+    assert np.abs(Degradation(0, 0, 1, 20)(noisy) - noisy).mean() > 2
+
+
+def test_the_share_of_degraded_pictures(recipe: Recipe) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw_degradation(0.3, rng) for _ in range(400)]
+    assert 0.25 < np.mean([degradation is not None for degradation in drawn]) < 0.35
+    some = [degradation for degradation in drawn if degradation is not None]
+    assert 0.35 < np.mean([degradation.blur > 0 for degradation in some]) < 0.65
+    assert 0.35 < np.mean([degradation.jpeg_quality is not None for degradation in some]) < 0.65
+    data = tuple(dataclasses.replace(source, degraded=1) for source in recipe.data)
+    degraded = batches(dataclasses.replace(recipe, data=data))[0]
+    clean = batches(recipe)[0]
+    assert degraded.images.shape == clean.images.shape
+    assert not torch.equal(degraded.images, clean.images)

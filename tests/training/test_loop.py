@@ -158,3 +158,9 @@ def test_a_checkpoint_from_before_there_were_more_settings_goes_on(recipe: Recip
     assert "accumulate" not in recipe.identity()
     assert recipe.identity().endswith("validation_limit=0)")
     assert "accumulate=2" in dataclasses.replace(recipe, accumulate=2).identity()
+    assert "degraded" not in recipe.identity()
+    assert recipe.identity() == dataclasses.replace(recipe).identity()
+    for settings in ({"degraded": 0.5}, {"weight": 3.0}):
+        data = (dataclasses.replace(recipe.data[0], **settings), *recipe.data[1:])
+        ((name, value),) = settings.items()
+        assert f"{name}={value}" in dataclasses.replace(recipe, data=data).identity()

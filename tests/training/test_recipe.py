@@ -74,7 +74,37 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
         load_recipe(tmp_path / "nowhere.toml")
 
 
-@pytest.mark.parametrize("name", ["errseg-mini", "errseg-mini-second", "errseg-mini-third"])
+def test_a_recipe_has_what_it_does_not_say_from_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "same.txt").touch()
+    write(tmp_path, 'synonyms = "same.txt"\n' + GOOD)
+    (tmp_path / "more").mkdir()
+    path = tmp_path / "more" / "second.toml"
+    path.write_text('extends = "../recipe.toml"\nsteps = 20\n[model]\nlayers = 3\n')
+    recipe = load_recipe(path, root=tmp_path)
+    base = load_recipe(tmp_path / "recipe.toml")
+    assert (recipe.steps, recipe.crop, recipe.data) == (20, base.crop, base.data)
+    assert (recipe.model.channels, recipe.model.layers) == (32, 3)
+    assert recipe.synonyms is not None and recipe.synonyms.samefile(tmp_path / "same.txt")
+    path.write_text('extends = "../recipe.toml"\n[[data]]\nfolder = "other"\n')
+    assert [source.folder.name for source in load_recipe(path).data] == ["other"]
+
+
+def test_recipes_that_extend_one_another_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, 'extends = "other.toml"\n' + GOOD)
+    (tmp_path / "other.toml").write_text('extends = "recipe.toml"\n')
+    with pytest.raises(ConfigError, match=r"extends itself.*recipe\.toml"):
+        load_recipe(tmp_path / "recipe.toml")
+    write(tmp_path, 'extends = "nowhere.toml"\n' + GOOD)
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+        load_recipe(tmp_path / "recipe.toml")
+    write(tmp_path, "extends = 3\n" + GOOD)
+    with pytest.raises(ConfigError, match="extends is 3"):
+        load_recipe(tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize(
+    "name", ["errseg-mini", "errseg-mini-second", "errseg-mini-third", "errseg-mini-fourth"]
+)
 def test_the_recipes_of_the_embedded_model_load(name: str) -> None:
     shipped = Path(__file__).parents[2] / "errseg" / "assets" / "recipes" / f"{name}.toml"
     recipe = load_recipe(shipped, root=Path("data"))

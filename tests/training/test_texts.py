@@ -10,23 +10,23 @@ from torch import nn
 
 from errseg.datasets import open_folder
 from errseg.model.err_seg import ErrSeg
-from errseg.training.data import TrainingBatches
+from errseg.training.data import Thing, TrainingBatches
 from errseg.training.recipe import Recipe
-from errseg.training.texts import ClassTexts, learnt_synonyms
+from errseg.training.texts import ClassTexts, all_names, learnt_meanings
 
 
 def test_a_trained_tower_embeds_anew_with_gradient(recipe: Recipe) -> None:
     recipe = dataclasses.replace(recipe, text_noise=0.1)
     folders = [open_folder(source.folder) for source in recipe.data]
-    synonyms = learnt_synonyms(recipe, folders)
+    meanings = learnt_meanings(recipe, folders)
     encoder = ErrSeg(recipe.model).text_encoder
     assert isinstance(encoder, nn.Module)
-    trained = ClassTexts(recipe, folders, synonyms, encoder)
+    trained = ClassTexts(recipe, folders, meanings, encoder)
     encoder.requires_grad_(False)
-    kept = ClassTexts(recipe, folders, synonyms, encoder)
+    kept = ClassTexts(recipe, folders, meanings, encoder)
     encoder.requires_grad_(True)
     assert (trained.trained, kept.trained) == (True, False)
-    batches = TrainingBatches(recipe, folders, synonyms, trained.candidates)
+    batches = TrainingBatches(recipe, folders, meanings, trained.candidates)
     for number in range(3):
         torch.manual_seed(number)
         anew = trained.of_batch(batches[number])
@@ -43,16 +43,23 @@ def test_a_trained_tower_embeds_anew_with_gradient(recipe: Recipe) -> None:
     assert not torch.allclose(trained.of_batch(batches[0]), kept.of_batch(batches[0]))
 
 
-def test_names_that_mean_the_same_are_learnt_but_for_unions(recipe: Recipe, tmp_path: Path) -> None:
+def test_names_that_mean_the_same_are_learnt_for_each_thing(recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "same.txt"
     path.write_text("lake, pond\nbrick, stone\n")
     data = (recipe.data[0], dataclasses.replace(recipe.data[1], unions=True))
     recipe = dataclasses.replace(recipe, data=data, synonyms=path)
     folders = [open_folder(source.folder) for source in recipe.data]
-    first, second = learnt_synonyms(recipe, folders)
-    assert [tuple(names) for names in first] == [
-        ("brick", "red wall", "stone"),
-        ("lawn",),
-        ("lake", "pond"),
+    first, second = learnt_meanings(recipe, folders)
+    assert first == [
+        [Thing(("brick", "red wall"), ("stone",))],
+        [Thing(("lawn",))],
+        [Thing(("lake",), ("pond",))],
     ]
-    assert [tuple(names) for names in second] == [("brick", "red wall"), ("lawn",), ("lake",)]
+    assert second == [
+        [Thing(("brick",), ("stone",)), Thing(("red wall",))],
+        [Thing(("lawn",))],
+        [Thing(("lake",), ("pond",))],
+    ]
+    assert all_names([first, second]) == sorted(
+        ["brick", "red wall", "stone", "lawn", "lake", "pond"]
+    )
