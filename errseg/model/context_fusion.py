@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from errseg.model.attention import attend
 from errseg.model.layers import (
     DropPath,
     GatedMLP,
@@ -28,19 +29,6 @@ from errseg.model.layers import (
 )
 
 DEPTHWISE_KERNEL = 7
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, *, heads: int, allowed: Tensor | None = None
-) -> Tensor:
-    """Scaled dot-product attention over (N, L, C), split into heads and joined again.
-
-    Args:
-        allowed: (N, 1, 1, L) bool, the keys that are looked at; None = all.
-    """
-    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    fused: Tensor = F.scaled_dot_product_attention(query, key, value, allowed)
-    return fused.transpose(1, 2).flatten(2)
 
 
 def _patches(x: Tensor, stride: int) -> Tensor:
@@ -96,9 +84,7 @@ class SpatialAttention(GuidedAttention):
             query = guided_linear(self.q, x, of_query)
             key, value = key_value(x)
             shape = (x.shape[0] * x.shape[1], -1, channels)
-            fused = _attend(
-                *(part.reshape(shape) for part in (query, key, value)), heads=self.heads
-            )
+            fused = attend(*(part.reshape(shape) for part in (query, key, value)), heads=self.heads)
             out: Tensor = self.proj(fused)
             return out.view_as(x)
 
@@ -172,7 +158,7 @@ class ClassAttention(GuidedAttention):
             allowed = None
             if fills is not None:
                 allowed = ~fills.repeat_interleave(x.shape[1], dim=0)[:, None, None]
-            out: Tensor = self.proj(_attend(*sequences, heads=self.heads, allowed=allowed))
+            out: Tensor = self.proj(attend(*sequences, heads=self.heads, allowed=allowed))
             return out.view_as(x)
 
         return attention

@@ -39,7 +39,7 @@ def in_blocks(
 LEAST_TOKENS = 256
 """For fewer a convolution is not worth its way in and out."""
 
-_CONVOLUTION_PAYS = (
+CONVOLUTION_PAYS = (
     torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 )
 """oneDNN computes with AVX-512 on any CPU that has it; MKL, behind `F.linear`, on Intel's alone."""
@@ -60,7 +60,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x: (..., C) of any layout; tokens one after another need no copy.
     """
     tokens = x.numel() // x.shape[-1]
-    if not _CONVOLUTION_PAYS or tokens < LEAST_TOKENS or not suits_onednn(x):
+    if not CONVOLUTION_PAYS or tokens < LEAST_TOKENS or not suits_onednn(x):
         return F.linear(x, weight, bias)
     maps = x.reshape(1, 1, tokens, -1).permute(0, 3, 1, 2)
     out = F.conv2d(maps, weight[:, :, None, None], bias)

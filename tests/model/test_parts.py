@@ -305,7 +305,7 @@ def test_a_convolution_is_the_linear_that_it_stands_for(
     for x in (torch.randn(shape), transposed.permute(*reversed(range(len(shape))))):
         expected = F.linear(x, layer.weight, layer.bias)
         for pays, least in ((True, 1), (True, 256), (False, 1)):
-            monkeypatch.setattr("errseg.model.layers._CONVOLUTION_PAYS", pays)
+            monkeypatch.setattr("errseg.model.layers.CONVOLUTION_PAYS", pays)
             monkeypatch.setattr("errseg.model.layers.LEAST_TOKENS", least)
             with torch.no_grad():
                 found = layer(x)
