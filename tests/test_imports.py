@@ -20,6 +20,7 @@ LAYERS = [
     {"__init__", "errors"},
     {"config", "records", "files", "catalogue", "outputs", "read_options", "process"},
     {"figures", "palette", "summary", "journal", "ahead", "behind", "batches", "halving", "sound"},
+    {"video_codecs", "video_joining"},
     {"vocabulary", "areas", "tuning"},
     {"images", "render", "encoding", "videos", "video_writer"},
     {"sources", "merge"},
