@@ -111,6 +111,8 @@ def _steps(run: _TrainingRun, workers: int, report: Report) -> None:
         if not run.world.first:
             continue
         last = run.step == recipe.steps
+        if last:
+            run.mix_with_start()
         measures = run.step % recipe.validate_every == 0 or last
         if measures:
             measured = run.validate(0 if last else recipe.validation_limit)
@@ -141,6 +143,7 @@ class _TrainingRun:
         # the backward pass of depth-wise convs takes two thirds of the time in this layout
         self.model.image_encoder.to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model)
+        self.start = _trained(copy.deepcopy(self.model)) if recipe.init_share else {}
         self.texts = ClassTexts(recipe, self.folders, meanings, self.model.text_encoder)
         self.optimiser = torch.optim.AdamW(parameter_groups(self.model, recipe))
         self.peaks = [group["lr"] for group in self.optimiser.param_groups]
@@ -242,6 +245,13 @@ class _TrainingRun:
         for mean, value in pairs:
             if value.requires_grad:
                 mean.lerp_(value, 1 - decay)
+
+    @torch.no_grad()
+    def mix_with_start(self) -> None:
+        """Take the recipe's share of the weights that the run began with into the average."""
+        for name, value in _trained(self.averaged).items():
+            if name in self.start:
+                value.lerp_(self.start[name], self.recipe.init_share)
 
     def validate(self, limit: int) -> dict[str, float]:
         """Mean IoU of the average on each validation set."""

@@ -83,6 +83,21 @@ def test_only_what_is_trained_changes(recipe: Recipe, tmp_path: Path) -> None:
     assert not torch.equal(after[head], before[head].half().float())
 
 
+def test_the_start_has_its_share_in_what_is_kept(recipe: Recipe, tmp_path: Path) -> None:
+    weight = "decoder.head.weight"
+    ends = {}
+    for share in (0.0, 0.25, 1.0):
+        run(dataclasses.replace(recipe, init_share=share), tmp_path / str(share))
+        ends[share] = load_model(tmp_path / str(share) / "model.safetensors").state_dict()[weight]
+    torch.manual_seed(recipe.seed)
+    before = ErrSeg(recipe.model).state_dict()[weight].half().float()
+    assert torch.equal(ends[1.0], before)
+    assert not torch.allclose(ends[0.0], before, atol=1e-4)
+    torch.testing.assert_close(
+        ends[0.25], torch.lerp(ends[0.0], before, 0.25), rtol=2e-3, atol=1e-5
+    )
+
+
 def test_another_recipe_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     run(recipe, tmp_path / "run", stop_after=4)
     with pytest.raises(ConfigError, match="another recipe"):
