@@ -3,6 +3,10 @@
 The logits of a trained model are scaled and shifted by two numbers, the same for all classes, so
 that among pixels with probability p a share p is right (Platt 1999; Guo et al. 2017). Both go into
 the decoder's last 1×1 conv: the model stays what it was, and so does the order of the classes.
+
+Sets differ in how sure a model may be, and what is likeliest over all may be right for none of them.
+So of the pairs near the likeliest one that is taken by which most pixels, set by set, are about as
+often right as they say.
 """
 
 from __future__ import annotations
@@ -15,11 +19,19 @@ from numpy.typing import NDArray
 
 from errseg.datasets import LabelledFolder, read_pair
 from errseg.evaluation.folder import chosen_pairs, segmenter_of
+from errseg.evaluation.metrics import CALIBRATION_BINS
 from errseg.model.err_seg import ErrSeg
 
 PIXELS_PER_PICTURE = 4000
 LARGEST_LOGIT = 12.0
 """Beyond it a float32 probability is 0 or 1."""
+
+TOLERANCE = 0.15
+"""Of pixels whose probability lies in [p, p + 0.1), a share this near to p should be right."""
+
+_SCALES = np.linspace(0.5, 1.5, 21)
+_SHIFTS = np.linspace(-1.0, 1.0, 21)
+"""What is tried around the likeliest pair: factors, and what is added."""
 
 _NEWTON_STEPS = 30
 _RIDGE = 1e-6
@@ -42,9 +54,10 @@ def calibrate(
     logits = np.concatenate([logit for logit, _ in samples])
     right = np.concatenate([hits for _, hits in samples])
     weights = np.concatenate([np.full(len(logit), 1 / len(logit)) for logit, _ in samples])
-    scale, shift = fit_logistic(logits, right, weights)
-    if scale <= 0:
+    likeliest = fit_logistic(logits, right, weights)
+    if likeliest[0] <= 0:
         return 1.0, 0.0
+    scale, shift = best_near(samples, likeliest)
     head = model.decoder.head
     assert head.bias is not None
     with torch.no_grad():
@@ -71,6 +84,39 @@ def _samples(
         logits.append(logit.clip(-LARGEST_LOGIT, LARGEST_LOGIT))
         right.append(found.labels.flatten()[known] == truth.flatten()[known])
     return np.concatenate(logits), np.concatenate(right)
+
+
+def best_near(
+    samples: Sequence[tuple[NDArray[np.float64], NDArray[np.bool_]]],
+    likeliest: tuple[float, float],
+) -> tuple[float, float]:
+    """The scale and shift by which most pixels are as often right as they say, to a hundredth.
+
+    Args:
+        samples: per set the logits and whether they are right, (N,) each; sets count alike.
+        likeliest: where to look; of several that are as good, the nearest to it is taken.
+    """
+    tried = [(likeliest[0] * float(a), likeliest[1] + float(b)) for a in _SCALES for b in _SHIFTS]
+    far = [abs(a - 1) + abs(b) for a in _SCALES for b in _SHIFTS]
+
+    def worth(index: int) -> tuple[float, float]:
+        shares = [share_as_said(*sample, *tried[index]) for sample in samples]
+        return round(float(np.mean(shares)), 2), -far[index]
+
+    return tried[max(range(len(tried)), key=worth)]
+
+
+def share_as_said(
+    logits: NDArray[np.float64], right: NDArray[np.bool_], scale: float, shift: float
+) -> float:
+    """The share of pixels in tenths of probability that are right about as often as they say."""
+    probability = 1 / (1 + np.exp(-(scale * logits + shift)))
+    place = (probability * CALIBRATION_BINS).astype(np.int64).clip(0, CALIBRATION_BINS - 1)
+    pixels = np.bincount(place, minlength=CALIBRATION_BINS)
+    hits = np.bincount(place, right, minlength=CALIBRATION_BINS)
+    said = np.arange(CALIBRATION_BINS) / CALIBRATION_BINS
+    kept = np.abs(hits / np.maximum(pixels, 1) - said) <= TOLERANCE
+    return float(pixels[kept].sum() / len(logits))
 
 
 def fit_logistic(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from errseg.config import TINY
 from errseg.datasets import open_folder, read_pair
 from errseg.evaluation.folder import evaluate, new_evaluation
 from errseg.model.err_seg import ErrSeg
-from errseg.training.calibration import calibrate, fit_logistic
+from errseg.training.calibration import best_near, calibrate, fit_logistic, share_as_said
 
 
 def test_the_fit_finds_scale_and_shift() -> None:
@@ -31,6 +32,33 @@ def test_weights_count() -> None:
     y = np.array([True, True, True, False])
     _, shift = fit_logistic(x, y, np.array([1.0, 1.0, 1.0, 9.0]))
     assert 1 / (1 + np.exp(-shift)) == pytest.approx(0.25, abs=1e-3)
+
+
+def drawn(count: int, scale: float, shift: float, seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(1, 2, count)
+    return x, rng.random(count) < 1 / (1 + np.exp(-(scale * x + shift)))
+
+
+def test_where_one_pair_serves_all_sets_the_likeliest_stays() -> None:
+    samples = [drawn(20_000, 0.8, 0.3, seed) for seed in (0, 1)]
+    assert [share_as_said(*sample, 0.8, 0.3) for sample in samples] == [1, 1]
+    assert best_near(samples, (0.8, 0.3)) == (0.8, 0.3)
+
+
+def test_where_sets_differ_most_pixels_are_as_said() -> None:
+    samples = [drawn(20_000, *how) for how in ((1.2, 1.8, 0), (1.2, 1.9, 1), (0.5, -0.8, 2))]
+    x, y = (np.concatenate(parts) for parts in zip(*samples, strict=True))
+    likeliest = fit_logistic(x, y, np.ones_like(x))
+    chosen = best_near(samples, likeliest)
+    before, after = (
+        np.mean([share_as_said(*sample, *pair) for sample in samples])
+        for pair in (likeliest, chosen)
+    )
+    assert after > before + 0.1
+    assert [share_as_said(*sample, *chosen) for sample in samples[:2]] == pytest.approx(
+        [1, 1], abs=0.05
+    )
 
 
 def test_probabilities_change_and_labels_stay(tmp_path: Path) -> None:
