@@ -4,7 +4,7 @@ The logits of a trained model are scaled and shifted by two numbers, the same fo
 that among pixels with probability p a share p is right (Platt 1999; Guo et al. 2017). Both go into
 the decoder's last 1×1 conv: the model stays what it was, and so does the order of the classes.
 
-Sets differ in how sure a model may be, and what is likeliest over all may be right for none of them.
+Sets differ in how sure a model may be: what is likeliest over all may be right for none of them.
 So of the pairs near the likeliest one that is taken by which most pixels, set by set, are about as
 often right as they say.
 """
