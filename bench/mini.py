@@ -27,6 +27,7 @@ from errseg.datasets import open_folder
 from errseg.evaluation.folder import Evaluation, evaluate, new_evaluation
 from errseg.evaluation.metrics import CALIBRATION_BINS
 from errseg.images import read_image
+from errseg.training.calibration import TOLERANCE
 from errseg.training.mini_init import imagenet_names
 from errseg.vocabulary import load_vocabulary
 
@@ -82,8 +83,7 @@ def calibration(evaluation: Evaluation) -> str:
     words = []
     for index in np.flatnonzero(pixels):
         share, low = right[index] / pixels[index], index / CALIBRATION_BINS
-        # the rule: among pixels with probability in [p, p + 0.1), right within 0.15 of p
-        mark = "" if abs(share - low) <= 0.15 else "!"
+        mark = "" if abs(share - low) <= TOLERANCE else "!"
         few = "(few)" if pixels[index] < FEW_PIXELS * pixels.sum() else ""
         words.append(f"{low:.1f}:{share:.2f}{mark}{few}")
     return " ".join(words)

@@ -87,6 +87,7 @@ class Codec:
 CODECS = {
     # No B-frames: packets come in the order of presentation. No macroblock tree: with it, one
     # encoding in thousands had another quantiser in a frame's last block, by what memory held.
+    # Without it crf 22 is what 20 was: as good and a sixth larger.
     "h264": Codec(
         "libx264",
         {"preset": "veryfast", "crf": "22", "bf": "0", "mbtree": "0"},
@@ -130,7 +131,7 @@ def new_stream(
 
 
 @contextlib.contextmanager
-def encoder_errors(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

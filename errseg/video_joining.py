@@ -91,7 +91,7 @@ def open_segment(path: Path) -> InputContainer:
     return av.open(f"file:{path}", format="nut")
 
 
-def lost(folder: Path, what: str) -> WriteError:
+def lost_segments(folder: Path, what: str) -> WriteError:
     """The error for segments that are not what was written."""
     return WriteError(
         f"cannot go on with the video in {str(folder)!r}: {what}; remove that folder and run "
@@ -99,9 +99,14 @@ def lost(folder: Path, what: str) -> WriteError:
     )
 
 
-def _packets(segment: Path) -> Iterator[av.Packet[Any]]:
+def _packets(segment: Path, header: bytes | None = None) -> Iterator[av.Packet[Any]]:
+    """A segment's packets, which must go with `header` if that is given."""
     with open_segment(segment) as container:
-        for packet in container.demux(container.streams.video[0]):
+        stream = container.streams.video[0]
+        if header not in (None, stream.codec_context.extradata):
+            what = f"segment {segment.name} was encoded by another version, or in another way"
+            raise lost_segments(segment.parent, what)
+        for packet in container.demux(stream):
             if packet.pts is not None:
                 yield packet
 
@@ -118,7 +123,10 @@ def _joined(
     gaps = array("q")
     last = None
     start = last_pts = 0
-    for packet in itertools.chain.from_iterable(map(_packets, segments)):
+    # one header serves the whole file
+    with open_segment(segments[0]) as first:
+        header = first.streams.video[0].codec_context.extradata
+    for packet in itertools.chain.from_iterable(_packets(path, header) for path in segments):
         assert packet.pts is not None  # `_packets` sees to it
         if last is None:
             start = packet.pts
@@ -126,7 +134,9 @@ def _joined(
         if last is not None:
             gaps.append(pts - last_pts)
             if gaps[-1] <= 0:
-                raise lost(segments[0].parent, "its segments do not follow one another in time")
+                raise lost_segments(
+                    segments[0].parent, "its segments do not follow one another in time"
+                )
             last.duration = gaps[-1]
             yield last
         packet.pts = packet.dts = last_pts = pts

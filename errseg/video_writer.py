@@ -29,10 +29,10 @@ from errseg.video_codecs import (
     Picture,
     Shape,
     check_encoder,
-    encoder_errors,
     new_stream,
+    write_errors,
 )
-from errseg.video_joining import Joining, lost, open_segment
+from errseg.video_joining import Joining, lost_segments, open_segment
 
 _SEGMENT_NAME = re.compile(r"(\d{6})\.([0-9a-f]{8})\.nut")
 _HIDDEN_NAME = re.compile(r"\.[0-9a-f]{16}\.part")
@@ -154,7 +154,7 @@ class VideoSegments:
             raise WriteError(f"cannot write {str(target)!r}: the video has no frames")
         for path in self._segments:
             _check_segment(path)
-        with atomic_write(target) as file, encoder_errors(target):
+        with atomic_write(target) as file, write_errors(target):
             joining = Joining(self._segments, self._codec.container, self._time_base, self._rate)
             return joining.write(Path(file.name), audio_from, end_s)
 
@@ -207,7 +207,7 @@ class _OpenSegment:
     ) -> None:
         self._folder = folder
         self._part = hidden_name(folder / "segment")
-        with encoder_errors(folder):
+        with write_errors(folder):
             self._container = av.open(
                 f"file:{self._part}",
                 "w",
@@ -219,12 +219,12 @@ class _OpenSegment:
             self._container.start_encoding()
 
     def add(self, frame: av.VideoFrame) -> None:
-        with encoder_errors(self._folder):
+        with write_errors(self._folder):
             self._container.mux(self._stream.encode(frame))
 
     def finish(self, number: int) -> Path:
         """Completes the file, whose path it returns."""
-        with encoder_errors(self._folder):
+        with write_errors(self._folder):
             self._container.mux(self._stream.encode(None))
             self._container.close()
             path = self._folder / f"{number:06}.{_crc(self._part):08x}.nut"
@@ -251,7 +251,7 @@ def _kept_segments(folder: Path, count: int) -> list[Path]:
             path.unlink()
     for number in range(count):
         if number not in kept:
-            raise lost(folder, f"segment {number} of {count} is missing")
+            raise lost_segments(folder, f"segment {number} of {count} is missing")
     return [kept[number] for number in range(count)]
 
 
@@ -260,9 +260,9 @@ def _check_segment(path: Path) -> None:
     try:
         damaged = f"{_crc(path):08x}" != path.suffixes[0][1:]
     except FileNotFoundError:
-        raise lost(path.parent, f"segment {path.name} is missing") from None
+        raise lost_segments(path.parent, f"segment {path.name} is missing") from None
     if damaged:
-        raise lost(path.parent, f"segment {path.name} is damaged")
+        raise lost_segments(path.parent, f"segment {path.name} is damaged")
 
 
 def _crc(path: Path) -> int:
@@ -274,6 +274,6 @@ def _crc(path: Path) -> int:
 
 
 def _shape_of(segment: Path) -> Shape:
-    with encoder_errors(segment), open_segment(segment) as container:
+    with write_errors(segment), open_segment(segment) as container:
         context = container.streams.video[0].codec_context
         return Shape(context.width, context.height, str(context.pix_fmt))

@@ -229,15 +229,15 @@ class Degradation:
         if self.jpeg_quality is not None:
             quality = [cv2.IMWRITE_JPEG_QUALITY, self.jpeg_quality]
             # in OpenCV's own order of colours: JPEG keeps green better than blue
-            bgr = cv2.cvtColor(picture.astype(np.uint8), cv2.COLOR_RGB2BGR)
+            bgr = cv2.cvtColor(np.rint(picture).astype(np.uint8), cv2.COLOR_RGB2BGR)
             _, file = cv2.imencode(".jpg", bgr, quality)
             picture = np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR_RGB), np.float32)
         return picture
 
 
 def draw_degradation(share: float, rng: np.random.Generator) -> Degradation | None:
-    """Of `share` of the pictures: half blurred, most noisy, half compressed."""
-    # nothing is drawn in vain: runs of before there was this setting go on as they began
+    """Of `share` of the pictures half are blurred, most noisy, half compressed; some neither."""
+    # nothing is drawn in vain: recipes of before there was this setting go on as they began
     if not share:
         return None
     degraded = rng.random() < share

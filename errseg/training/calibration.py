@@ -5,8 +5,8 @@ that among pixels with probability p a share p is right (Platt 1999; Guo et al. 
 the decoder's last 1×1 conv: the model stays what it was, and so does the order of the classes.
 
 Sets differ in how sure a model may be: what is likeliest over all may be right for none of them.
-So of the pairs near the likeliest one that is taken by which most pixels, set by set, are about as
-often right as they say.
+So scales and shifts near the likeliest are tried, and those are taken by which most pixels, set by
+set, are about as often right as they say.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LARGEST_LOGIT = 12.0
 """Beyond it a float32 probability is 0 or 1."""
 
 TOLERANCE = 0.15
-"""Of pixels whose probability lies in [p, p + 0.1), a share this near to p should be right."""
+"""Of pixels with a probability in a tenth, [p, p + 0.1), a share this near to p should be right."""
 
 _SCALES = np.linspace(0.5, 1.5, 21)
 _SHIFTS = np.linspace(-1.0, 1.0, 21)

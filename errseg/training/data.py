@@ -168,8 +168,8 @@ def draw_naming(
         own_only: by names of the set's own list alone.
 
     Returns:
-        (T, N) weights of the N names of all classes together; each row has sum 1, of which each
-        thing of the class has an equal share.
+        (T, N) weights of the embeddings of the N names of all classes together; each row has sum 1,
+        of which each thing of the class has an equal share.
     """
     total = sum(len(thing.names) for things in meanings for thing in things)
     naming = np.zeros((len(meanings), total), np.float32)

@@ -249,9 +249,9 @@ class _TrainingRun:
     @torch.no_grad()
     def mix_with_start(self) -> None:
         """Take the recipe's share of the weights that the run began with into the average."""
-        for name, value in _trained(self.averaged).items():
-            if name in self.start:
-                value.lerp_(self.start[name], self.recipe.init_share)
+        kept = _trained(self.averaged)
+        for name, value in self.start.items():
+            kept[name].lerp_(value, self.recipe.init_share)
 
     def validate(self, limit: int) -> dict[str, float]:
         """Mean IoU of the average on each validation set."""

@@ -55,7 +55,7 @@ class DataSource:
         unions: a line of `classes.txt` is a union of several things, not one thing with several
             names: all of them are meant at every step, each by any name that means the same.
         own_names: share of the batches in which classes go by the names of `classes.txt` alone.
-        degraded: share of the pictures that get noise, blur and the marks of JPEG.
+        degraded: share of the pictures that may get noise, blur and the marks of JPEG.
         pseudo_labels: the folder holds one picture per ImageNet class and no label maps; they are
             made from the ImageNet classifier.
     """
@@ -72,6 +72,17 @@ class DataSource:
     own_names: float = 0.0
     degraded: float = 0.0
     pseudo_labels: bool = False
+
+    def __post_init__(self) -> None:
+        _check_share("own_names", self.own_names)
+        _check_share("degraded", self.degraded)
+        if not isinstance(self.hue, int | float) or not 0 <= self.hue <= 180:
+            raise ConfigError(f"hue is {self.hue!r}; it must be a number of degrees, 0 to 180.")
+
+
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a share, a number from 0 to 1.")
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,8 @@ class Recipe:
             answer is the best of them, so they compete.
         lovasz_loss: weight of the Lovász-softmax loss, a surrogate of the IoU (0 as published).
         text_noise: length of the random vectors added to the class embeddings, whose length is 1.
-        synonyms: a vocabulary file of names that mean the same; a class learns under all of them.
+        synonyms: a vocabulary file of names that mean the same; a class learns under all of them,
+            but for the batches that a set's `own_names` takes out.
         mask_ignored: leave unlabelled pixels out of the mean, rather than count them as zero.
         average_decay: of the moving average of the weights, which is what is measured and kept.
         init_share: in the end that average is mixed with so much of the weights the run began with,
@@ -157,6 +169,7 @@ class Recipe:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        _check_share("init_share", self.init_share)
         for name, kind in _CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(
@@ -179,7 +192,9 @@ def _said(settings: Recipe | DataSource) -> str:
     said = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if field.name in _LATER and value == field.default:
+        # once a union's things went by the set's own names alone: own_names says which way it is
+        told = field.name == "own_names" and getattr(settings, "unions", False)
+        if field.name in _LATER and value == field.default and not told:
             continue
         if isinstance(value, tuple) and value and isinstance(value[0], DataSource):
             comma = "," if len(value) == 1 else ""
@@ -218,20 +233,29 @@ def _values(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}.") from error
-    for name in ("synonyms", "clip_file"):
+    for name in ("synonyms", "clip_file", "extends"):
         if name in values:
-            values[name] = path.parent / values[name]
+            values[name] = _beside(path, name, values[name])
+    if not isinstance(values.get("model", {}), dict):
+        raise ConfigError(f"{path}: model is {values['model']!r}; it must be a table, [model].")
+    data = values.get("data", [])
+    if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
+        raise ConfigError(f"{path}: data is {data!r}; it must be tables, [[data]].")
     if "extends" not in values:
         return values
-    name = values.pop("extends")
-    if not isinstance(name, str):
-        raise ConfigError(f"{path}: extends is {name!r}; it must be the path of another recipe.")
-    other = path.parent / name
+    other = values.pop("extends")
     if other.resolve() in (path.resolve(), *extending):
         raise ConfigError(f"{path} extends itself, by way of {other}; break the circle.")
     extended = _values(other, (path.resolve(), *extending))
     model = {**extended.get("model", {}), **values.get("model", {})}
     return {**extended, **values, "model": model}
+
+
+def _beside(path: Path, setting: str, name: object) -> Path:
+    """The file that a recipe names, relative to the recipe's own folder."""
+    if not isinstance(name, str) or "\0" in name:
+        raise ConfigError(f"{path}: {setting} is {name!r}; it must be the path of a file.")
+    return path.parent / name
 
 
 def _recipe(values: Mapping[str, Any], root: Path) -> Recipe:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from errseg.datasets import LabelledFolder
 from errseg.model.text_encoder import TextEncoder, embed_classes
 from errseg.training.data import Meanings, Thing, TrainingBatch
-from errseg.training.recipe import Recipe
+from errseg.training.recipe import DataSource, Recipe
 from errseg.vocabulary import load_vocabulary
 
 DISTRACTOR_LIMIT = 0.4
@@ -21,7 +21,7 @@ DISTRACTOR_LIMIT = 0.4
 
 
 def learnt_meanings(recipe: Recipe, folders: Sequence[LabelledFolder]) -> list[Meanings]:
-    """Per data set, what its classes mean, with all the names that mean the same."""
+    """Per data set, what its classes mean, with all the names that they are to learn under."""
     groups = load_vocabulary(str(recipe.synonyms)).synonyms if recipe.synonyms else ()
     same = {name: group for group in groups for name in group}
 
@@ -29,13 +29,14 @@ def learnt_meanings(recipe: Recipe, folders: Sequence[LabelledFolder]) -> list[M
         others = dict.fromkeys(other for name in own for other in same.get(name, ()))
         return Thing(own, tuple(name for name in others if name not in own))
 
-    return [
-        [
-            [thing((name,)) for name in own] if source.unions else [thing(tuple(own))]
+    def meanings(folder: LabelledFolder, source: DataSource) -> Meanings:
+        known = thing if source.own_names < 1 else Thing
+        return [
+            [known((name,)) for name in own] if source.unions else [known(tuple(own))]
             for own in folder.vocabulary.synonyms
         ]
-        for folder, source in zip(folders, recipe.data, strict=True)
-    ]
+
+    return [meanings(folder, source) for folder, source in zip(folders, recipe.data, strict=True)]
 
 
 def all_names(meanings: Sequence[Meanings]) -> list[str]:

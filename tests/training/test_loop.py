@@ -93,6 +93,9 @@ def test_the_start_has_its_share_in_what_is_kept(recipe: Recipe, tmp_path: Path)
     before = ErrSeg(recipe.model).state_dict()[weight].half().float()
     assert torch.equal(ends[1.0], before)
     assert not torch.allclose(ends[0.0], before, atol=1e-4)
+    run(dataclasses.replace(recipe, init_share=0.25), tmp_path / "0.25")
+    again = load_model(tmp_path / "0.25" / "model.safetensors").state_dict()[weight]
+    assert torch.equal(again, ends[0.25]), "a finished run has taken its share already"
     torch.testing.assert_close(
         ends[0.25], torch.lerp(ends[0.0], before, 0.25), rtol=2e-3, atol=1e-5
     )
@@ -174,7 +177,11 @@ def test_a_checkpoint_from_before_there_were_more_settings_goes_on(recipe: Recip
     assert recipe.identity().endswith("validation_limit=0)")
     assert "accumulate=2" in dataclasses.replace(recipe, accumulate=2).identity()
     assert "degraded" not in recipe.identity()
-    assert recipe.identity() == dataclasses.replace(recipe).identity()
+    one = dataclasses.replace(recipe, data=recipe.data[:1]).identity()
+    assert "pseudo_labels=False),), validation=" in one
+    assert "min_scale=0.5, mosaic=1, rare_share=0.0, unions=False, pseudo_labels=False)" in one
+    union = dataclasses.replace(recipe.data[0], unions=True)
+    assert "own_names=0.0" in dataclasses.replace(recipe, data=(union,)).identity()
     for settings in ({"degraded": 0.5}, {"weight": 3.0}):
         data = (dataclasses.replace(recipe.data[0], **settings), *recipe.data[1:])
         ((name, value),) = settings.items()

@@ -60,6 +60,14 @@ def test_folders_relative_to_a_given_root(tmp_path: Path) -> None:
         ("steps = 10", 'precision = "fp8"', "fp8"),
         ("steps = 10", 'augmentation = "none"', "augmentation"),
         ("steps = 10", 'tuning = "published"', "CLIP"),
+        ("steps = 10", "init_share = 1.5", "init_share"),
+        ("steps = 10", 'init_share = "half"', "init_share"),
+        ("steps = 10", "synonyms = 3", "synonyms"),
+        ("steps = 10", 'extends = "a\\u0000b"', "extends"),
+        ("weight = 2.0", "degraded = -0.5", "degraded"),
+        ("weight = 2.0", 'hue = "red"', "hue"),
+        ("weight = 2.0", "own_names = 2", "own_names"),
+        ('[model]\npreset = "tiny"\nchannels = 32\n', "model = 3", "model"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, named: str) -> None:

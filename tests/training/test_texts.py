@@ -60,6 +60,13 @@ def test_names_that_mean_the_same_are_learnt_for_each_thing(recipe: Recipe, tmp_
         [Thing(("lawn",))],
         [Thing(("lake",), ("pond",))],
     ]
+    own = dataclasses.replace(recipe.data[0], own_names=1.0)
+    (plain,) = learnt_meanings(dataclasses.replace(recipe, data=(own,)), folders[:1])
+    assert [thing.names for things in plain for thing in things] == [
+        ("brick", "red wall"),
+        ("lawn",),
+        ("lake",),
+    ]
     assert all_names([first, second]) == sorted(
         ["brick", "red wall", "stone", "lawn", "lake", "pond"]
     )
