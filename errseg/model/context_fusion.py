@@ -21,6 +21,7 @@ from errseg.model.layers import (
     DropPath,
     GatedMLP,
     Linear,
+    added,
     guidance_part,
     guided_linear,
     in_blocks,
@@ -130,11 +131,10 @@ class SpatialFusion(nn.Module):
         attention = self.attention.with_guidance(guidance)
 
         def fuse(x: Tensor) -> Tensor:
-            x = x + self.drop_path(attention(self.norm1(x)))
+            x = added(x, self.drop_path(attention(self.norm1(x))))
             maps = self.mlp(self.norm2(x)).flatten(0, 1).permute(0, 3, 1, 2)
             hidden = self.depthwise(maps).permute(0, 2, 3, 1).view_as(x)
-            out: Tensor = x + self.drop_path(hidden)
-            return out
+            return added(x, self.drop_path(hidden))
 
         return in_blocks(fuse, 1, x, in_place=True)
 
@@ -186,10 +186,9 @@ class ClassFusion(nn.Module):
         attention = self.attention.with_guidance(guidance, fills)
 
         def fuse(tokens: Tensor) -> Tensor:
-            tokens = tokens + self.drop_path(attention(self.norm1(tokens)))
+            tokens = added(tokens, self.drop_path(attention(self.norm1(tokens))))
             hidden = F.relu6(self.mlp(self.norm2(tokens)), inplace=True)
-            fused: Tensor = tokens + self.drop_path(hidden)
-            return fused
+            return added(tokens, self.drop_path(hidden))
 
         tokens = pooled.flatten(2, 3).transpose(1, 2).contiguous()
         tokens = in_blocks(fuse, 1, tokens, in_place=True)
@@ -198,7 +197,7 @@ class ClassFusion(nn.Module):
         def add(x: Tensor, fused: Tensor) -> Tensor:
             maps = fused.flatten(0, 1).permute(0, 3, 1, 2)
             maps = resize(maps, (height, width), align_corners=True)
-            return x + maps.permute(0, 2, 3, 1).view_as(x)
+            return added(x, maps.permute(0, 2, 3, 1).view_as(x))
 
         return in_blocks(add, 1, x, fused, in_place=True)
 

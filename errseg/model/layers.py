@@ -32,8 +32,17 @@ def in_blocks(
     if not in_place:
         return torch.cat([function(*block) for block in blocks], axis)
     for block in blocks:
-        block[0].copy_(function(*block))
+        result = function(*block)
+        if result is not block[0]:
+            block[0].copy_(result)
     return x
+
+
+def added(x: Tensor, branch: Tensor) -> Tensor:
+    """x + branch, in the place of x where no gradient is wanted."""
+    if torch.is_grad_enabled() or x.dtype != branch.dtype:
+        return x + branch
+    return x.add_(branch)
 
 
 LEAST_TOKENS = 256
