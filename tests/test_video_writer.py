@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import resource
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import pytest
 
 from errseg.errors import UsageError, WriteError
 from errseg.sound import SoundTrack
+from errseg.video_codecs import CODECS
 from errseg.video_writer import VideoSegments
 
 TIME_BASE = Fraction(1, 12800)
@@ -241,6 +243,23 @@ def test_later_and_half_written_segments_are_written_again(tmp_path: Path) -> No
     assert sorted(work.iterdir()) == [*before, work / "notes.txt"]
     video.remove()
     assert [path.name for path in work.iterdir()] == ["notes.txt"]
+
+
+def test_segments_of_another_encoder_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames, times = pictures(8), range(0, 8 * 512, 512)
+    video = VideoSegments(tmp_path / "work", "h264", TIME_BASE, None)
+    write(video, frames[:4], times)
+    video.end_segment()
+    video.close()
+    other = dataclasses.replace(CODECS["h264"], options={**CODECS["h264"].options, "crf": "30"})
+    monkeypatch.setitem(CODECS, "h264", other)
+    resumed = VideoSegments(tmp_path / "work", "h264", TIME_BASE, None, segment=1)
+    write(resumed, frames, times, first=SEGMENT)
+    with pytest.raises(WriteError, match=r"segment 000001\..*another way; remove that folder"):
+        resumed.join(tmp_path / "a.mp4")
+    assert not (tmp_path / "a.mp4").exists()
 
 
 def test_remove_leaves_nothing(tmp_path: Path) -> None:
