@@ -74,8 +74,11 @@ class Joining:
                 f"file:{part}", "w", format=self.container, container_options=options
             ) as out:
                 with open_segment(self.segments[0]) as first:
-                    stream = out.add_stream_from_template(first.streams.video[0])
-                packets = [_joined(self.segments, stream, self.rate)]
+                    template = first.streams.video[0]
+                    stream = out.add_stream_from_template(template)
+                    # one header serves the whole file
+                    header = template.codec_context.extradata
+                packets = [_joined(self.segments, stream, header, self.rate)]
                 if sound is not None:
                     packets.append(sound.add_to(out))
                 for packet in heapq.merge(*packets, key=_seconds):
@@ -117,15 +120,12 @@ def _first_pts_s(segment: Path) -> Fraction:
 
 
 def _joined(
-    segments: Sequence[Path], stream: VideoStream, rate: Fraction | None
+    segments: Sequence[Path], stream: VideoStream, header: bytes | None, rate: Fraction | None
 ) -> Iterator[av.Packet[Any]]:
     """All packets in order for `stream`, their times from 0, each as long as the gap after it."""
     gaps = array("q")
     last = None
     start = last_pts = 0
-    # one header serves the whole file
-    with open_segment(segments[0]) as first:
-        header = first.streams.video[0].codec_context.extradata
     for packet in itertools.chain.from_iterable(_packets(path, header) for path in segments):
         assert packet.pts is not None  # `_packets` sees to it
         if last is None:
