@@ -27,7 +27,6 @@ from errseg.datasets import open_folder
 from errseg.evaluation.folder import Evaluation, evaluate, new_evaluation
 from errseg.evaluation.metrics import CALIBRATION_BINS
 from errseg.images import read_image
-from errseg.training.calibration import TOLERANCE
 from errseg.training.mini_init import imagenet_names
 from errseg.vocabulary import load_vocabulary
 
@@ -80,10 +79,11 @@ def measured(segmenter: Segmenter, path: Path, names: Path | None, limit: int) -
 def calibration(evaluation: Evaluation) -> str:
     """Per filled bin: its middle, the share that is right, and ! where they are too far apart."""
     pixels, right = evaluation.calibration.pixels, evaluation.calibration.right
+    as_said = evaluation.calibration.as_said()
     words = []
     for index in np.flatnonzero(pixels):
         share, low = right[index] / pixels[index], index / CALIBRATION_BINS
-        mark = "" if abs(share - low) <= TOLERANCE else "!"
+        mark = "" if as_said[index] else "!"
         few = "(few)" if pixels[index] < FEW_PIXELS * pixels.sum() else ""
         words.append(f"{low:.1f}:{share:.2f}{mark}{few}")
     return " ".join(words)

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 CALIBRATION_BINS = 10
 """Of equal width, over probabilities 0..1."""
 
+CALIBRATION_TOLERANCE = 0.15
+"""Of pixels with a probability in a bin, a share this near to its lower end should be right."""
+
 
 class ConfusionMatrix:
     """Counts of (true class, predicted class) over any number of pictures.
@@ -52,11 +55,22 @@ class Calibration:
     ) -> None:
         """Count one picture: arrays (H, W); pixels where either class is negative are left out."""
         known = (truth >= 0) & (predicted >= 0)
-        place = (probability[known] * CALIBRATION_BINS).astype(np.int64)
+        self.count(probability[known], truth[known] == predicted[known])
+
+    def count(self, probability: NDArray[np.floating], right: NDArray[np.bool_]) -> None:
+        """Count pixels: (N,) each."""
+        place = (probability * CALIBRATION_BINS).astype(np.int64)
         place = place.clip(0, CALIBRATION_BINS - 1)
         self.pixels += np.bincount(place, minlength=CALIBRATION_BINS)
-        hits = place[truth[known] == predicted[known]]
-        self.right += np.bincount(hits, minlength=CALIBRATION_BINS)
+        self.right += np.bincount(place[right], minlength=CALIBRATION_BINS)
+
+    def as_said(self) -> NDArray[np.bool_]:
+        """(CALIBRATION_BINS,): whether a bin's share of right pixels is near to its lower end."""
+        said = np.arange(CALIBRATION_BINS) / CALIBRATION_BINS
+        kept: NDArray[np.bool_] = (
+            np.abs(self.right / np.maximum(self.pixels, 1) - said) <= CALIBRATION_TOLERANCE
+        )
+        return kept
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,12 @@ from numpy.typing import NDArray
 
 from errseg.datasets import LabelledFolder, read_pair
 from errseg.evaluation.folder import chosen_pairs, segmenter_of
-from errseg.evaluation.metrics import CALIBRATION_BINS
+from errseg.evaluation.metrics import Calibration
 from errseg.model.err_seg import ErrSeg
 
 PIXELS_PER_PICTURE = 4000
 LARGEST_LOGIT = 12.0
 """Beyond it a float32 probability is 0 or 1."""
-
-TOLERANCE = 0.15
-"""Of pixels with a probability in a tenth, [p, p + 0.1), a share this near to p should be right."""
 
 _SCALES = np.linspace(0.5, 1.5, 21)
 _SHIFTS = np.linspace(-1.0, 1.0, 21)
@@ -110,13 +107,9 @@ def share_as_said(
     logits: NDArray[np.float64], right: NDArray[np.bool_], scale: float, shift: float
 ) -> float:
     """The share of pixels in tenths of probability that are right about as often as they say."""
-    probability = 1 / (1 + np.exp(-(scale * logits + shift)))
-    place = (probability * CALIBRATION_BINS).astype(np.int64).clip(0, CALIBRATION_BINS - 1)
-    pixels = np.bincount(place, minlength=CALIBRATION_BINS)
-    hits = np.bincount(place, right, minlength=CALIBRATION_BINS)
-    said = np.arange(CALIBRATION_BINS) / CALIBRATION_BINS
-    kept = np.abs(hits / np.maximum(pixels, 1) - said) <= TOLERANCE
-    return float(pixels[kept].sum() / len(logits))
+    calibration = Calibration()
+    calibration.count(1 / (1 + np.exp(-(scale * logits + shift))), right)
+    return float(calibration.pixels[calibration.as_said()].sum() / len(logits))
 
 
 def fit_logistic(
