@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import signal
 import threading
 import time
@@ -26,23 +25,19 @@ from errseg.ahead import ReadAhead
 from errseg.batches import batched
 from errseg.behind import WriteBehind
 from errseg.errors import ErrsegError, WriteError
-from errseg.files import write_bytes_atomic
-from errseg.halving import HalvingModel, Segment, Steady, message_of
+from errseg.halving import HalvingModel, Segment, message_of
 from errseg.journal import EndEntry, FrameEntry, SegmentEntry, Stamp
-from errseg.outputs import steady_path, video_work_folder
 from errseg.plan import FrameResult, Listeners, Plan
 from errseg.records import Batch, EndOfVideo, Failure, Frame, Segmentation
-from errseg.sinks import Rendered, Sink, Sound
+from errseg.sinks import Rendered, Sink
 from errseg.sources import SourceFile, read_frames
 from errseg.summary import PictureWarning, Progress, RunSummary, StageSeconds, Totals
+from errseg.videos_in_hand import VideosInHand
 
 T = TypeVar("T")
 
 OUTPUT_FILES = "output files"
 """`Failure.source` where not a picture but a file of the whole run could not be completed."""
-
-SEGMENT_FRAMES = 240
-"""A killed video loses at most so many frames; a multiple of the usual batch sizes."""
 
 WRITE_FAILURES_IN_A_ROW = 10
 """After so many the run is ended: the disk is full or the folder gone, and stays so."""
@@ -137,28 +132,6 @@ class _Product:
     rendered: list[Rendered]
 
 
-@dataclass
-class _Video:
-    """A video in hand.
-
-    Attributes:
-        segments: finished ones, an earlier run's included.
-        frames: given to the model since the last segment ended.
-        next_frame: index of the first frame not yet given to the model.
-        steady: carried from frame to frame; None where frames are segmented like pictures.
-        failed, first_failure: frames that failed, and the first of them in words.
-        lost: why nothing more of it is written; empty while all is well.
-    """
-
-    segments: int = 0
-    frames: int = 0
-    next_frame: int = 0
-    steady: Steady | None = None
-    failed: int = 0
-    first_failure: str = ""
-    lost: str = ""
-
-
 class _Loop:
     """Counts, times and collects while a run goes on."""
 
@@ -186,7 +159,7 @@ class _Loop:
         self._totals = Totals()
         self._refused_in_a_row = 0
         self._stamps: dict[str, Stamp | None] = {}
-        self._videos: dict[str, _Video] = {}
+        self._videos = VideosInHand(sinks, plan, self._paths, self._stamps)
 
     # --- reading, in the reader's thread ------------------------------------------------------
 
@@ -250,12 +223,7 @@ class _Loop:
         journal = self._plan.journal
         if journal is None:
             return
-        for source, begun in earlier.videos.items():
-            video = self._videos[source] = self._new_video(begun.segments)
-            video.next_frame = begun.next_frame
-            if video.steady is not None:
-                state = steady_path(journal.out, source, begun.segments)
-                video.steady.from_bytes(state.read_bytes())
+        self._videos.take_over()
         for entry in journal.entries():
             if isinstance(entry, FrameEntry):
                 self._totals.add(entry.areas)
@@ -269,13 +237,12 @@ class _Loop:
 
     def _segment(self, batch: Batch, behind: WriteBehind[_Product]) -> None:
         first = batch.frames[0]
-        video = None if first.video is None else self._video_of(first.source)
+        video = None if first.video is None else self._videos.of(first.source)
         if video is not None and video.lost:
             return
-        if video is not None and video.frames >= SEGMENT_FRAMES:
+        if video is not None and video.segment_is_full:
             # not before a next frame is there: a resumed video always has one to go on with
-            behind.then(self._segment_end(first.source, video))
-            video.frames = 0
+            behind.then(self._writing()(self._videos.begin_segment(first.source)))
         results = self._model(batch.images, None if video is None else video.steady)
         for frame, result in zip(batch.frames, results, strict=True):
             if isinstance(result, Exception):
@@ -286,17 +253,7 @@ class _Loop:
                     partial(self._render, frame, result), size, partial(self._commit, frame)
                 )
         if video is not None:
-            video.frames += len(batch.frames)
-            video.next_frame = batch.frames[-1].index + 1
-
-    def _video_of(self, source: str) -> _Video:
-        if source not in self._videos:
-            self._videos[source] = self._new_video(0)
-        return self._videos[source]
-
-    def _new_video(self, segments: int) -> _Video:
-        steadying = self._plan.steadying
-        return _Video(segments, steady=None if steadying is None else steadying.new())
+            video.count(batch)
 
     # --- in the writing threads ---------------------------------------------------------------
 
@@ -320,24 +277,22 @@ class _Loop:
     # --- what follows, in order, in the caller's thread ----------------------------------------
 
     def _commit(self, frame: Frame, product: Callable[[], _Product]) -> None:
-        video = None if frame.video is None else self._videos[frame.source]
-        if video is not None and video.lost:
+        of_video = frame.video is not None
+        if of_video and self._videos.of(frame.source).lost:
             return
-        start = time.perf_counter()
         try:
-            entry, rendered = product().entry, product().rendered
-            for sink, item in zip(self._sinks, rendered, strict=True):
-                sink.commit(frame, item)
-            if self._plan.journal is not None:
-                self._plan.journal.append(entry)
+            with self._writing():
+                entry, rendered = product().entry, product().rendered
+                for sink, item in zip(self._sinks, rendered, strict=True):
+                    sink.commit(frame, item)
+                if self._plan.journal is not None:
+                    self._plan.journal.append(entry)
         except Exception as error:
             self._fail_frame(frame, error)
             return
-        finally:
-            self._write += time.perf_counter() - start
         self._refused_in_a_row = 0
         self._frames += 1
-        self._done += video is None
+        self._done += not of_video
         self._totals.add(entry.areas)
         self._warn(frame.source, entry.warnings)
         duration = frame.video and frame.video.duration_s
@@ -359,9 +314,8 @@ class _Loop:
             self._fail(Failure(frame.source, message))
             self._report()
             return
-        video = self._videos[frame.source]
-        video.failed += 1
-        video.first_failure = video.first_failure or f"frame {frame.index}: {message}"
+        video = self._videos.of(frame.source)
+        video.fail_frame(frame.index, message)
         if isinstance(error, WriteError):
             video.lost = message
 
@@ -372,74 +326,28 @@ class _Loop:
             text = f"{WRITE_FAILURES_IN_A_ROW} results in a row could not be written: the run ended"
             self._failures.append(Failure(OUTPUT_FILES, text))
 
-    def _segment_end(self, source: str, video: _Video) -> Callable[[], None]:
-        """What ends a segment, once all its frames are committed; the state is that of now."""
-        state = None if video.steady is None else video.steady.to_bytes()
-        return partial(self._end_segment, source, video, video.next_frame, state)
-
-    def _end_segment(
-        self, source: str, video: _Video, next_frame: int, state: bytes | None
-    ) -> None:
-        journal = self._plan.journal
-        if video.lost or journal is None:
-            return
-        start = time.perf_counter()
-        try:
-            for sink in self._sinks:
-                sink.end_segment(source)
-            video.segments += 1
-            if state is not None:
-                write_bytes_atomic(steady_path(journal.out, source, video.segments), state)
-            stamp = self._stamps.get(source)
-            journal.append(SegmentEntry(source, video.segments, next_frame, stamp))
-        except ErrsegError as error:
-            video.lost = str(error)
-        finally:
-            self._write += time.perf_counter() - start
-
     def _end_video(self, end: EndOfVideo) -> None:
-        video = self._videos.pop(end.source, None) or _Video()
-        start = time.perf_counter()
-        try:
-            paths, warnings = self._complete_video(end, video)
-        except ErrsegError as error:
-            video.lost = video.lost or str(error)
-        finally:
-            self._write += time.perf_counter() - start
+        with self._writing():
+            ended = self._videos.end(end)
         self._part = 0.0
-        if video.lost:
-            self._fail(Failure(end.source, video.lost))
-            self._report()
-            return
-        entry = EndEntry(
-            end.source, self._stamps.get(end.source), _failure_of(end, video), warnings
-        )
-        if self._plan.journal is not None:
-            self._plan.journal.append(entry)
-            shutil.rmtree(video_work_folder(self._plan.journal.out, end.source), ignore_errors=True)
-        self._warn(end.source, warnings)
-        if entry.failure:
-            self._fail(Failure(end.source, entry.failure))
+        if ended.entry is not None:
+            self._warn(end.source, ended.entry.warnings)
+        if ended.failure:
+            self._fail(Failure(end.source, ended.failure))
         else:
             self._done += 1
-        self._listeners.result(FrameResult(entry, paths))
+        if ended.entry is not None:
+            self._listeners.result(FrameResult(ended.entry, ended.paths))
         self._report()
 
-    def _complete_video(
-        self, end: EndOfVideo, video: _Video
-    ) -> tuple[dict[str, str], tuple[str, ...]]:
-        """Files of a video by kind, and what was changed, in words."""
-        paths: dict[str, str] = {}
-        warnings = list(end.warnings)
-        if video.lost:
-            return paths, ()
-        sound = Sound(self._paths.get(end.source), self._plan.reading.end_s)
-        for sink in self._sinks:
-            path, texts = sink.end_video(end.source, sound)
-            warnings += texts
-            if path is not None:
-                paths[sink.kind] = str(path)
-        return paths, tuple(warnings)
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Counts the time spent in the block as writing."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._write += time.perf_counter() - start
 
     def _fail(self, failure: Failure) -> None:
         self._failures.append(failure)
@@ -488,10 +396,3 @@ class _Loop:
             areas=self._totals.by_class(class_names),
             interrupted=skipped > 0,
         )
-
-
-def _failure_of(end: EndOfVideo, video: _Video) -> str:
-    parts = [end.failure] if end.failure else []
-    if video.failed:
-        parts.append(f"{video.failed} frames failed, the first was {video.first_failure}")
-    return "; ".join(parts)

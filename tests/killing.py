@@ -38,11 +38,11 @@ def child(arguments: list[str]) -> int:
 
 def main() -> None:
     seed, kills, seconds, frames, *arguments = sys.argv[1:]
-    import errseg.pipeline
     import errseg.segmenter
+    import errseg.videos_in_hand
     import errseg_cli.main  # noqa: F401 - before the first fork
 
-    errseg.pipeline.SEGMENT_FRAMES = int(frames)
+    errseg.videos_in_hand.SEGMENT_FRAMES = int(frames)
     moments = random.Random(int(seed))
     killed = 0
     for _ in range(int(kills)):

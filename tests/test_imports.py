@@ -25,6 +25,7 @@ LAYERS = [
     {"images", "render", "encoding", "videos", "video_writer"},
     {"sources", "merge"},
     {"sinks", "plan"},
+    {"videos_in_hand"},
     {"pipeline"},
     {"resume"},
     {"stages"},

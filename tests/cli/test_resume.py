@@ -65,7 +65,7 @@ def mixed_input(folder: Path) -> Path:
 def test_killed_runs_end_in_the_tree_of_an_undisturbed_one(
     tmp_path: Path, errseg_run: Runner, monkeypatch: pytest.MonkeyPatch, more: list[object]
 ) -> None:
-    monkeypatch.setattr("errseg.pipeline.SEGMENT_FRAMES", SEGMENT_FRAMES)
+    monkeypatch.setattr("errseg.videos_in_hand.SEGMENT_FRAMES", SEGMENT_FRAMES)
     folder = mixed_input(tmp_path / "in")
     start = time.perf_counter()
     assert errseg_run(folder, "-o", tmp_path / "whole", *more).exit_code == 1
