@@ -18,14 +18,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from errseg.datasets import LabelledFolder, read_labels, read_pair
+from errseg.datasets import LabelledFolder, Pair, read_labels, read_pair
 from errseg.errors import ConfigError
-from errseg.training.augmentation import DRAW_VIEW, Sample, draw_degradation
+from errseg.training.augmentation import DRAW_VIEW, Sample, View, draw_degradation
 from errseg.training.distributed import ALONE, World
 from errseg.training.recipe import Recipe
 
 NAME_CHANCE = 0.5
 """That a class goes by one of its names at a step; the mean of several is another name still."""
+
+PASTE_CHANCE = 0.5
+"""That a class of the picture that is pasted from comes along."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,11 @@ class TrainingBatches(Dataset[TrainingBatch]):
             shape = _size_of(pair[1]) if content is None else content[1].shape
             view = self.draw_view((shape[0], shape[1]), size, source, rng)
             degradation = draw_degradation(source.degraded, rng)
+            paste = self._draw_paste(index, size, rng)
             if content is not None:
                 picture, labels = view(*content)
+                if paste is not None:
+                    picture, labels = paste((picture, labels))
                 parts.append((degradation(picture) if degradation else picture, labels))
         samples = [
             mosaic(parts[start : start + per_sample]) for start in range(0, share, per_sample)
@@ -134,6 +140,45 @@ class TrainingBatches(Dataset[TrainingBatch]):
             index,
             torch.from_numpy(draw_naming(self.meanings[index], rng, own_only=own_only)),
             torch.from_numpy(distractors),
+        )
+
+    def _draw_paste(
+        self, index: int, size: tuple[int, int], rng: np.random.Generator
+    ) -> Paste | None:
+        """What goes on top of a picture of a set, if anything does."""
+        source, folder = self.recipe.data[index], self.folders[index]
+        # nothing is drawn in vain: recipes of before there was this setting go on as they began
+        if not source.copy_paste:
+            return None
+        happens = rng.random() < source.copy_paste
+        pair = folder.pairs[rng.choice(len(folder.pairs), p=self.chances[index])]
+        view = self.draw_view(_size_of(pair[1]), size, source, rng)
+        pasted = rng.random(len(folder.vocabulary)) < PASTE_CHANCE
+        return Paste(folder, pair, view, pasted) if happens else None
+
+
+@dataclass(frozen=True)
+class Paste:
+    """Some of the classes of another picture, to put on top of one.
+
+    Attributes:
+        pair: that picture and its label map.
+        view: how it is looked at.
+        pasted: (T,), which classes are taken.
+    """
+
+    folder: LabelledFolder
+    pair: Pair
+    view: View
+    pasted: NDArray[np.bool_]
+
+    def __call__(self, sample: Sample) -> Sample:
+        picture, labels = sample
+        other, other_labels = self.view(*read_pair(self.folder, self.pair))
+        on_top = (other_labels >= 0) & self.pasted[other_labels]
+        return (
+            np.where(on_top[..., None], other, picture),
+            np.where(on_top, other_labels, labels),
         )
 
 

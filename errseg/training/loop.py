@@ -37,9 +37,10 @@ from errseg.training.loss import (
 from errseg.training.pictures import draw_curves, draw_samples
 from errseg.training.pseudo_labels import make_pseudo_labels
 from errseg.training.recipe import DataSource, Recipe
+from errseg.training.refinement import refine_labels
 from errseg.training.start import initial_model, parameter_groups
 from errseg.training.texts import ClassTexts, all_names, learnt_meanings
-from errseg.weights import save_model
+from errseg.weights import load_model, save_model
 
 CHECKPOINT_NAME = "checkpoint.pt"
 METRICS_NAME = "metrics.csv"
@@ -136,7 +137,7 @@ class _TrainingRun:
         torch.manual_seed(recipe.seed)
         with world.first_goes_ahead():
             out.mkdir(parents=True, exist_ok=True)
-            self.folders = [_open(source, out) for source in recipe.data]
+            self.folders = [_open(source, recipe, out) for source in recipe.data]
         self.validation = {folder.name: open_folder(folder) for folder in recipe.validation}
         meanings = learnt_meanings(recipe, self.folders)
         self.model = initial_model(recipe, all_names(meanings)).to(device)
@@ -333,7 +334,11 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
-def _open(source: DataSource, out: Path) -> LabelledFolder:
-    if source.pseudo_labels:
-        return open_folder(make_pseudo_labels(source.folder, out / "pseudo-labels"))
-    return open_folder(source.folder)
+def _open(source: DataSource, recipe: Recipe, out: Path) -> LabelledFolder:
+    if not source.pseudo_labels:
+        return open_folder(source.folder)
+    coarse = make_pseudo_labels(source.folder, out / "pseudo-labels")
+    if not source.refined:
+        return open_folder(coarse)
+    model = load_model(Path(recipe.init))
+    return open_folder(refine_labels(model, coarse, out / "refined-labels"))

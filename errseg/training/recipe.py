@@ -33,6 +33,8 @@ _LATER = (
     "hue",
     "own_names",
     "degraded",
+    "copy_paste",
+    "refined",
 )
 
 
@@ -58,6 +60,10 @@ class DataSource:
         degraded: share of the pictures that may get noise, blur and the marks of JPEG.
         pseudo_labels: the folder holds one picture per ImageNet class and no label maps; they are
             made from the ImageNet classifier.
+        refined: those label maps get sharper outlines from the run's starting weights, which must
+            be those of a model that segments already.
+        copy_paste: share of the pictures onto which half of the classes of another picture of the
+            set are pasted ("simple copy-paste", Ghiasi et al. 2021; ClassMix, Olsson et al. 2021).
     """
 
     folder: Path
@@ -72,10 +78,15 @@ class DataSource:
     own_names: float = 0.0
     degraded: float = 0.0
     pseudo_labels: bool = False
+    refined: bool = False
+    copy_paste: float = 0.0
 
     def __post_init__(self) -> None:
         _check_share("own_names", self.own_names)
         _check_share("degraded", self.degraded)
+        _check_share("copy_paste", self.copy_paste)
+        if self.refined and not self.pseudo_labels:
+            raise ConfigError("refined is true, but there are no pseudo_labels to refine.")
         if not isinstance(self.hue, int | float) or not 0 <= self.hue <= 180:
             raise ConfigError(f"hue is {self.hue!r}; it must be a number of degrees, 0 to 180.")
 
@@ -175,6 +186,15 @@ class Recipe:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {get_args(kind)}."
                 )
+        if any(source.refined for source in self.data) and self.init in (
+            "",
+            "clip",
+            self.model.name,
+        ):
+            raise ConfigError(
+                f"init is {self.init!r}; label maps are refined by the model that a run starts "
+                "from, so it must be the checkpoint of one that segments already."
+            )
         of_clip = self.tuning == "published" or self.init == "clip"
         if of_clip and self.model.text_encoder != "clip":
             raise ConfigError(f"{self.model.name} holds no CLIP: init and tuning cannot be CLIP's.")

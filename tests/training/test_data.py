@@ -8,19 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from errseg.datasets import open_folder
+from errseg.datasets import open_folder, read_pair
 from errseg.training.augmentation import (
     PADDING_VALUE,
     Degradation,
     Jitter,
+    Sample,
     SsdJitter,
     draw_degradation,
     draw_published,
     draw_squash,
 )
 from errseg.training.data import (
+    Paste,
     Thing,
     TrainingBatches,
     draw_naming,
@@ -143,7 +146,7 @@ def test_a_mosaic_keeps_each_picture_with_its_labels(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("augmentation", ["squash", "published"])
 def test_processes_share_the_batch_that_one_would_make(recipe: Recipe, augmentation: str) -> None:
-    drawn = {"degraded": 0.5, "hue": 30.0, "own_names": 0.5}
+    drawn = {"degraded": 0.5, "hue": 30.0, "own_names": 0.5, "copy_paste": 0.5}
     data = tuple(
         dataclasses.replace(source, mosaic=2 - index, **drawn)
         for index, source in enumerate(recipe.data)
@@ -252,3 +255,46 @@ def test_the_share_of_degraded_pictures(recipe: Recipe) -> None:
     first = degraded.images[0] - clean.images[0]
     assert 0 < first.abs().mean() < 30
     assert torch.equal(degraded.labels[0], clean.labels[0])
+
+
+def test_half_of_the_classes_of_another_picture_go_on_top(tmp_path: Path) -> None:
+    """Pictures of two halves, each even and of the colour of its class, one of them unlabelled."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\n")
+    for index, (left, right) in enumerate([(0, 1), (2, 3), (255, 2)]):
+        labels = np.repeat(np.array([[left, right]], np.uint8), 32, axis=1).repeat(64, axis=0)
+        grey = np.where(labels == 255, 240, 50 * labels).astype(np.uint8)
+        Image.fromarray(grey).convert("RGB").save(tmp_path / "images" / f"{index}.png")
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{index}.png")
+    folder = open_folder(tmp_path)
+    pasted_from = Paste(folder, folder.pairs[1], plain, np.arange(4) == 3)
+    picture, labels = pasted_from(plain(*read_pair(folder, folder.pairs[0])))
+    assert np.array_equal(np.unique(labels[:, :32]), [0])
+    assert np.array_equal(np.unique(labels[:, 32:]), [3])
+    assert np.array_equal(picture[..., 0], 50 * labels)
+    # what is unlabelled there is not taken
+    pasted_from = Paste(folder, folder.pairs[2], plain, np.ones(4, bool))
+    picture, labels = pasted_from(plain(*read_pair(folder, folder.pairs[0])))
+    assert (np.unique(labels[:, :32]), np.unique(labels[:, 32:])) == ([0], [2])
+    assert picture.max() == 100
+
+
+def plain(image: NDArray[np.uint8], labels: NDArray[np.int64]) -> Sample:
+    return image.astype(np.float32), labels
+
+
+def test_the_share_of_pictures_that_something_is_pasted_onto(recipe: Recipe) -> None:
+    def changed(share: float) -> float:
+        data = tuple(dataclasses.replace(source, copy_paste=share) for source in recipe.data)
+        pasting = batches(dataclasses.replace(recipe, data=data, steps=60))
+        before = batches(dataclasses.replace(recipe, steps=60))
+        # the first picture's view is drawn before anything that only such batches draw
+        return float(
+            np.mean([not torch.equal(pasting[i].images[0], before[i].images[0]) for i in range(60)])
+        )
+
+    assert changed(0) == 0
+    # of two to three classes each comes along with a chance of a half
+    assert 0.2 < changed(0.5) < 0.6
+    assert changed(1) > 0.6
