@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,6 +60,9 @@ class ModelConfig:
         decoder_channels, decoder_guidance_channels: of the three decoder steps.
         hierarchical: HSM on; off uses the stride-32 cost alone.
         keep: the model's own CRM budget, "published" or "auto" (see `Keep`).
+        competition: how much the kept classes of a pixel compete. The probability of each is its
+            own (the sigmoid of its logit l, as published) times its share in the softmax of
+            competition * l over all of them; 0 = its own alone.
         channel_reduction: CRM on; off keeps all T classes.
         spatial_stride: ESCF's spatial-level sequence reduction; 1 turns it off.
         class_pooling: ESCF's class-level sequence reduction; 1 turns it off.
@@ -88,6 +92,7 @@ class ModelConfig:
     decoder_channels: tuple[int, int, int] = (64, 32, 16)
     decoder_guidance_channels: tuple[int, int, int] = (32, 16, 8)
     keep: Literal["published", "auto"] = "published"
+    competition: float = 0.0
     hierarchical: bool = True
     channel_reduction: bool = True
     spatial_stride: int = 2
@@ -114,6 +119,8 @@ class ModelConfig:
             )
         if self.keep not in ("published", "auto"):
             raise ConfigError(f"keep is {self.keep!r}; it must be published or auto.")
+        if not isinstance(self.competition, int | float) or not 0 <= self.competition < math.inf:
+            raise ConfigError(f"competition is {self.competition!r}; it must be a number from 0.")
         if any(channels % DECODER_GROUP_WIDTH for channels in self.decoder_channels):
             raise ConfigError(
                 f"decoder_channels are {self.decoder_channels}; each must be a multiple of "

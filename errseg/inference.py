@@ -127,16 +127,31 @@ def predict(
         prediction = model(
             batch, text, keep=keep, vote_filter=None if steadier is None else carried
         )
-    probabilities = prediction.logits.float().sigmoid()
     kept = prediction.classes.shape[1]
     counts = [kept] * len(images) if prediction.counts is None else prediction.counts.tolist()
     found = [
-        ClassMaps(maps[:count], classes[:count])
-        for maps, classes, count in zip(probabilities, prediction.classes, counts, strict=True)
+        ClassMaps(probabilities_of(logits[:count], config.competition), classes[:count])
+        for logits, classes, count in zip(
+            prediction.logits.float(), prediction.classes, counts, strict=True
+        )
     ]
     if steadier is None:
         return found
     return [steadier.smooth(maps, motion) for maps, motion in zip(found, motions, strict=True)]
+
+
+def probabilities_of(logits: Tensor, competition: float) -> Tensor:
+    """What a picture's logits say, as probabilities.
+
+    A class's own probability says whether the pixel shows it, whatever else may be named. Of names
+    that fit alike (coat, jacket) only one can be right: where they compete, their shares say so.
+
+    Args:
+        logits: (K, h, w) float32 of the kept classes.
+        competition: of the model's configuration.
+    """
+    own = logits.sigmoid()
+    return own * (competition * logits).softmax(dim=0) if competition else own
 
 
 def best_class(

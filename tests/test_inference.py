@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from errseg import inference
-from errseg.config import PRESETS
+from errseg.config import PRESETS, Keep
+from errseg.errors import ConfigError
 from errseg.inference import best_class, segment
 from errseg.model.err_seg import ErrSeg
 from errseg.records import UNLABELLED, ImageArray
@@ -155,6 +158,38 @@ def test_labels_are_ids_of_the_vocabulary_not_of_the_kept_classes(model: ErrSeg)
     of_label = whole.gather(0, torch.from_numpy(labels.astype(np.int64))[None])[0]
     np.testing.assert_allclose(of_label.numpy(), scores, atol=1e-5)
     assert set(np.unique(labels)) <= set(kept)
+
+
+@pytest.mark.parametrize("keep", [5, "auto"])
+def test_classes_that_compete_share_what_they_have(text: Tensor, keep: Keep) -> None:
+    torch.manual_seed(0)
+    model = ErrSeg(dataclasses.replace(PRESETS["tiny"], competition=1.5)).eval()
+    # one with little to see keeps fewer classes: those it dropped take no part
+    images = [picture((40, 50)), np.full((30, 30, 3), 90, np.uint8)]
+    with torch.no_grad():
+        batch = inference.preprocess(images, (64, 64), antialias=True)
+        prediction = model(batch, text, keep=keep)
+    found = inference.predict(model, images, text, keep=keep)
+    for index, maps in enumerate(found):
+        logits = prediction.logits[index, : len(maps.classes)].numpy().astype(np.float64)
+        own, weight = 1 / (1 + np.exp(-logits)), np.exp(1.5 * logits)
+        expected = own * weight / weight.sum(axis=0)
+        np.testing.assert_allclose(maps.probabilities.numpy(), expected, rtol=1e-4)
+        assert (maps.probabilities.sum(dim=0) < 1).all()
+        # the best is the best as before
+        assert np.array_equal(maps.probabilities.numpy().argmax(axis=0), logits.argmax(axis=0))
+
+
+def test_a_class_alone_has_nothing_to_compete_with() -> None:
+    logits = torch.randn(1, 4, 4)
+    assert torch.equal(inference.probabilities_of(logits, 2.0), logits.sigmoid())
+    assert torch.equal(inference.probabilities_of(logits, 0.0), logits.sigmoid())
+
+
+@pytest.mark.parametrize("competition", [-1, float("nan"), float("inf"), "much"])
+def test_competition_must_be_a_number(competition: object) -> None:
+    with pytest.raises(ConfigError, match="competition"):
+        dataclasses.replace(PRESETS["tiny"], competition=competition)  # type: ignore[arg-type]
 
 
 def test_threshold_of_a_whole_picture(model: ErrSeg, text: Tensor) -> None:

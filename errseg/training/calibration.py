@@ -1,17 +1,19 @@
-"""Platt scaling: probabilities that mean what they say, with the same labels.
+"""Probabilities that mean what they say, with the same labels.
 
-The logits of a trained model are scaled and shifted by two numbers, the same for all classes, so
-that among pixels with probability p a share p is right (Platt 1999; Guo et al. 2017). Both go into
-the decoder's last 1×1 conv: the model stays what it was, and so does the order of the classes.
+Three numbers, the same for all classes. The logits are scaled and shifted (Platt 1999) until their
+sigmoid tells the class that a pixel shows from those that it does not. How much the classes of a
+pixel compete (`ModelConfig.competition`) is chosen so that of the pixels with
+probability p of their best class a share p is right (Guo et al. 2017).
 
-Sets differ in how sure a model may be: what is likeliest over all may be right for none of them.
-So scales and shifts near the likeliest are tried, and those are taken by which most pixels, set by
-set, are about as often right as they say.
+Scale and shift go into the decoder's last 1×1 conv: the model stays what it was, and so does the
+order of the classes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,113 +22,180 @@ from numpy.typing import NDArray
 from errseg.datasets import LabelledFolder, read_pair
 from errseg.evaluation.folder import chosen_pairs, segmenter_of
 from errseg.evaluation.metrics import Calibration
+from errseg.inference import preprocess, probabilities_of
 from errseg.model.err_seg import ErrSeg
 
-PIXELS_PER_PICTURE = 4000
-LARGEST_LOGIT = 12.0
-"""Beyond it a float32 probability is 0 or 1."""
-
-_SCALES = np.linspace(0.5, 1.5, 21)
-_SHIFTS = np.linspace(-1.0, 1.0, 21)
-"""What is tried around the likeliest pair: factors, and what is added."""
+POSITIONS_PER_PICTURE = 2000
+COMPETITIONS = tuple(step / 20 for step in range(2, 81))
+"""What is tried."""
 
 _NEWTON_STEPS = 30
 _RIDGE = 1e-6
 
+Floats = NDArray[np.float64]
 
-def calibrate(
-    model: ErrSeg, folders: Sequence[LabelledFolder], pictures: int
-) -> tuple[float, float]:
-    """Scale and shift the model's logits, in place.
+
+@dataclass(frozen=True)
+class Fit:
+    """What calibration did.
+
+    Attributes:
+        scale, shift: of the logits.
+        competition: as in `ModelConfig`.
+    """
+
+    scale: float = 1.0
+    shift: float = 0.0
+    competition: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model says of N positions of a set's pictures, and what is true there.
+
+    Attributes:
+        logits: (N, K), of the kept classes; −inf fills up where fewer are kept.
+        true: (N, K), which of them is the true class; none where that was not kept.
+    """
+
+    logits: Floats
+    true: NDArray[np.bool_]
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """(N,), whether the best of them is right."""
+        found: NDArray[np.bool_] = self.true[np.arange(len(self.true)), self.logits.argmax(axis=1)]
+        return found
+
+
+def calibrate(model: ErrSeg, folders: Sequence[LabelledFolder], pictures: int) -> Fit:
+    """Scale and shift the model's logits and let its classes compete, in place.
 
     Args:
         folders: labelled sets, which count alike; not those that the model was trained on.
         pictures: evenly spaced ones of each.
 
     Returns:
-        The scale and the shift; 1 and 0, and the model as it was, where higher logits are not
-        more often right.
+        What was done; nothing, where higher logits are not more often those of classes shown.
     """
-    samples = [_samples(model, folder, pictures) for folder in folders]
-    logits = np.concatenate([logit for logit, _ in samples])
-    right = np.concatenate([hits for _, hits in samples])
-    weights = np.concatenate([np.full(len(logit), 1 / len(logit)) for logit, _ in samples])
-    likeliest = fit_logistic(logits, right, weights)
-    if likeliest[0] <= 0:
-        return 1.0, 0.0
-    scale, shift = best_near(samples, likeliest)
+    samples = [take_sample(model, folder, pictures) for folder in folders]
+    scale, shift = fit_presence(samples)
+    if scale <= 0:
+        return Fit()
+    competition = fit_competition(samples, scale, shift)
     head = model.decoder.head
     assert head.bias is not None
     with torch.no_grad():
         head.weight.mul_(scale)
         head.bias.mul_(scale).add_(shift)
-    return scale, shift
+    model.config = dataclasses.replace(model.config, competition=competition)
+    return Fit(scale, shift, competition)
 
 
-def _samples(
-    model: ErrSeg, folder: LabelledFolder, pictures: int
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Best class's logit, and whether it is right, of some labelled pixels."""
+@torch.inference_mode()
+def take_sample(model: ErrSeg, folder: LabelledFolder, pictures: int) -> Sample:
+    """Some labelled positions of a set's pictures, at the decoder's stride of 4."""
     rng = np.random.default_rng(0)
     segmenter = segmenter_of(model, folder)
-    logits, right = [], []
+    config = model.config
+    widest = config.keep_for(len(folder.vocabulary))
+    logits, is_true = [], []
     for pair in chosen_pairs(folder, pictures):
         image, truth = read_pair(folder, pair)
-        found = segmenter(image)
-        known = np.flatnonzero(truth.flatten() >= 0)
-        known = rng.choice(known, min(len(known), PIXELS_PER_PICTURE), replace=False)
-        probability = found.scores.flatten()[known].astype(np.float64)
-        with np.errstate(divide="ignore"):
-            logit = np.log(probability) - np.log1p(-probability)
-        logits.append(logit.clip(-LARGEST_LOGIT, LARGEST_LOGIT))
-        right.append(found.labels.flatten()[known] == truth.flatten()[known])
-    return np.concatenate(logits), np.concatenate(right)
+        batch = preprocess([image], config.image_size, antialias=config.antialias)
+        prediction = model(batch.to(segmenter.device), segmenter.text)
+        count = len(prediction.classes[0])
+        if prediction.counts is not None:
+            count = int(prediction.counts[0])
+        classes = prediction.classes[0, :count].cpu().numpy()
+        maps = prediction.logits[0, :count].float().cpu().numpy()
+        true = _at(truth, maps.shape[1:]).flatten()
+        known = np.flatnonzero(true >= 0)
+        known = rng.choice(known, min(len(known), POSITIONS_PER_PICTURE), replace=False)
+        logits.append(np.full((len(known), widest), -np.inf))
+        logits[-1][:, :count] = maps.reshape(count, -1).T[known]
+        is_true.append(np.zeros((len(known), widest), np.bool_))
+        is_true[-1][:, :count] = classes == true[known, None]
+    return Sample(np.concatenate(logits), np.concatenate(is_true))
 
 
-def best_near(
-    samples: Sequence[tuple[NDArray[np.float64], NDArray[np.bool_]]],
-    likeliest: tuple[float, float],
-) -> tuple[float, float]:
-    """The scale and shift by which most pixels are as often right as they say, to a hundredth.
+def _at(labels: NDArray[np.int64], size: tuple[int, ...]) -> NDArray[np.int64]:
+    """Labels at the middles of a grid of `size` (h, w)."""
+    rows, columns = (
+        ((np.arange(count) + 0.5) * side / count).astype(np.int64)
+        for count, side in zip(size, labels.shape, strict=True)
+    )
+    return labels[np.ix_(rows, columns)]
+
+
+def fit_presence(samples: Sequence[Sample]) -> tuple[float, float]:
+    """Scale and shift by which the sigmoid tells the class that a pixel shows from all others.
+
+    Sets count alike; of each, so do the classes shown and the others.
+    """
+    logits, shown, weights = [], [], []
+    for sample in samples:
+        kept = np.isfinite(sample.logits)
+        logits.append(sample.logits[kept])
+        shown.append(sample.true[kept])
+        of_each = np.bincount(shown[-1], minlength=2).clip(min=1)
+        weights.append(1 / of_each[shown[-1].astype(np.int64)])
+    return fit_logistic(np.concatenate(logits), np.concatenate(shown), np.concatenate(weights))
+
+
+def fit_competition(samples: Sequence[Sample], scale: float, shift: float) -> float:
+    """The competition by which most pixels, set by set, are as often right as they say.
+
+    Sets differ in how sure a model may be: what is likeliest over all may be right for none. Of
+    several that are as good, to a hundredth, the likeliest is taken.
 
     Args:
-        samples: per set the logits and whether they are right, (N,) each; sets count alike.
-        likeliest: where to look; of several that are as good, the nearest to it is taken.
+        scale, shift: of the logits.
     """
-    tried = [(likeliest[0] * float(a), likeliest[1] + float(b)) for a in _SCALES for b in _SHIFTS]
-    far = [abs(a - 1) + abs(b) for a in _SCALES for b in _SHIFTS]
 
-    def worth(index: int) -> tuple[float, float]:
-        shares = [share_as_said(*sample, *tried[index]) for sample in samples]
-        return round(float(np.mean(shares)), 2), -far[index]
+    def worth(competition: float) -> tuple[float, float]:
+        shares, likelihoods = [], []
+        for sample in samples:
+            best = best_probability(scale * sample.logits + shift, competition)
+            shares.append(share_as_said(best, sample.right))
+            chance = np.where(sample.right, best, 1 - best).clip(min=1e-9)
+            likelihoods.append(np.log(chance).mean())
+        return round(float(np.mean(shares)), 2), float(np.mean(likelihoods))
 
-    return tried[max(range(len(tried)), key=worth)]
+    return max(COMPETITIONS, key=worth)
 
 
-def share_as_said(
-    logits: NDArray[np.float64], right: NDArray[np.bool_], scale: float, shift: float
-) -> float:
+def best_probability(logits: Floats, competition: float) -> Floats:
+    """(N, K) logits → (N,) probability of the best class."""
+    maps = torch.from_numpy(logits.T[..., None])
+    best: Floats = probabilities_of(maps, competition).amax(dim=0)[:, 0].numpy()
+    return best
+
+
+def share_as_said(probability: Floats, right: NDArray[np.bool_]) -> float:
     """The share of pixels in tenths of probability that are right about as often as they say."""
     calibration = Calibration()
-    calibration.count(1 / (1 + np.exp(-(scale * logits + shift))), right)
-    return float(calibration.pixels[calibration.as_said()].sum() / len(logits))
+    calibration.count(probability, right)
+    return float(calibration.pixels[calibration.as_said()].sum() / max(1, len(right)))
 
 
-def fit_logistic(
-    x: NDArray[np.float64], y: NDArray[np.bool_], weights: NDArray[np.float64]
-) -> tuple[float, float]:
+def fit_logistic(x: Floats, y: NDArray[np.bool_], weights: Floats) -> tuple[float, float]:
     """Scale a and shift b of the likeliest P(y) = sigmoid(a x + b), by Newton's method.
 
     Args:
         x, y, weights: (N,).
     """
     weights = weights / weights.sum()
-    design = np.stack([x, np.ones_like(x)], axis=1)
-    found = np.array([1.0, 0.0])
+    mean = float(weights @ x)
+    spread = float(np.sqrt(weights @ (x - mean) ** 2)) or 1.0
+    # from even odds and in units of the spread, Newton's method does not run away
+    design = np.stack([(x - mean) / spread, np.ones_like(x)], axis=1)
+    found = np.zeros(2)
     for _ in range(_NEWTON_STEPS):
         probability = 1 / (1 + np.exp(-design @ found))
         gradient = design.T @ (weights * (probability - y))
         curvature = weights * probability * (1 - probability)
         hessian = design.T @ (design * curvature[:, None]) + _RIDGE * np.eye(2)
         found = found - np.linalg.solve(hessian, gradient)
-    return float(found[0]), float(found[1])
+    scale = float(found[0]) / spread
+    return scale, float(found[1]) - scale * mean

@@ -42,7 +42,11 @@ def initial_model(recipe: Recipe, names: Sequence[str]) -> ErrSeg:
         init_clip(model, recipe.clip_file)
     elif recipe.init:
         model = load_model(Path(recipe.init))
-        if dataclasses.replace(model.config, name="") != dataclasses.replace(recipe.model, name=""):
+        # calibration sets how classes compete; it is no matter of shape, and is done anew
+        model.config = dataclasses.replace(
+            model.config, name=recipe.model.name, competition=recipe.model.competition
+        )
+        if model.config != recipe.model:
             raise ConfigError(f"{recipe.init} holds a model of another shape than the recipe's.")
     else:
         model = ErrSeg(recipe.model)

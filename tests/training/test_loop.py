@@ -14,7 +14,7 @@ from errseg.errors import ConfigError, DeviceError
 from errseg.model.err_seg import ErrSeg
 from errseg.training.loop import CHECKPOINT_NAME, METRICS_NAME, train
 from errseg.training.recipe import Recipe
-from errseg.weights import load_model
+from errseg.weights import load_model, save_model
 
 CPU = torch.device("cpu")
 
@@ -186,3 +186,17 @@ def test_a_checkpoint_from_before_there_were_more_settings_goes_on(recipe: Recip
         data = (dataclasses.replace(recipe.data[0], **settings), *recipe.data[1:])
         ((name, value),) = settings.items()
         assert f"{name}={value}" in dataclasses.replace(recipe, data=data).identity()
+
+
+def test_a_run_starts_from_a_calibrated_model_and_forgets_how_its_classes_compete(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(recipe.model, name="tiny-one", competition=1.3)
+    save_model(ErrSeg(config), tmp_path / "start.safetensors")
+    start = str(tmp_path / "start.safetensors")
+    run(dataclasses.replace(recipe, steps=1, init=start), tmp_path / "out")
+    assert load_model(tmp_path / "out" / "model.safetensors").config == recipe.model
+    other = dataclasses.replace(recipe.model, layers=1)
+    with pytest.raises(ConfigError, match="another shape"):
+        run(dataclasses.replace(recipe, init=start, model=other), tmp_path / "other")
