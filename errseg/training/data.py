@@ -27,6 +27,9 @@ from errseg.training.recipe import Recipe
 NAME_CHANCE = 0.5
 """That a class goes by one of its names at a step; the mean of several is another name still."""
 
+PART_CHANCE = 0.6
+"""That a thing of a class is there to be chosen at a step."""
+
 PASTE_CHANCE = 0.5
 """That a class of the picture that is pasted from comes along."""
 
@@ -60,9 +63,12 @@ class TrainingBatch:
         images: (B, 3, H, W) float32, RGB 0..255.
         labels: (B, H, W) int64, class id in the source's list, −1 = unlabelled.
         source: index of the data set; all of a batch come from one.
-        naming: (T, N) float32, the weight of each of the set's N names in each class's embedding
-            at this step.
+        naming: (R, N) float32, the weight of each of the set's N names in the embedding of each
+            class at this step, or of each part of one.
         distractors: indices of absent class names, in the list of all sets' names.
+        class_count: T.
+        parts_of: (R,) int64, the class that each row of `naming` is a part of; None where the rows
+            are the T classes.
     """
 
     images: Tensor
@@ -70,6 +76,8 @@ class TrainingBatch:
     source: int
     naming: Tensor
     distractors: Tensor
+    class_count: int
+    parts_of: Tensor | None = None
 
 
 class TrainingBatches(Dataset[TrainingBatch]):
@@ -134,12 +142,19 @@ class TrainingBatches(Dataset[TrainingBatch]):
         pool = self.candidates[index]
         distractors = rng.choice(pool, min(source.distractors, len(pool)), replace=False)
         own_only = bool(source.own_names and rng.random() < source.own_names)
+        meanings = self.meanings[index]
+        if source.apart and rng.random() < source.apart:
+            naming, parts_of = draw_parts(meanings, rng, own_only=own_only)
+        else:
+            naming, parts_of = draw_naming(meanings, rng, own_only=own_only), None
         return TrainingBatch(
             torch.from_numpy(np.stack([image for image, _ in samples])).permute(0, 3, 1, 2),
             torch.from_numpy(np.stack([labels for _, labels in samples])),
             index,
-            torch.from_numpy(draw_naming(self.meanings[index], rng, own_only=own_only)),
+            torch.from_numpy(naming),
             torch.from_numpy(distractors),
+            len(meanings),
+            None if parts_of is None else torch.from_numpy(parts_of),
         )
 
     def _draw_paste(
@@ -227,6 +242,28 @@ def draw_naming(
             row[start : start + allowed] = used / (used.sum() * len(things))
             start += len(thing.names)
     return naming
+
+
+def draw_parts(
+    meanings: Meanings, rng: np.random.Generator, *, own_only: bool
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Some of the things that the classes consist of, of each class at least one, and their names.
+
+    That some are left out keeps one thing of a class from standing for all of it: each has to do
+    without the others.
+
+    Returns:
+        (R, N) weights as of `draw_naming`, by thing, and (R,) the class of each.
+    """
+    apart = [[thing] for things in meanings for thing in things]
+    naming = draw_naming(apart, rng, own_only=own_only)
+    used = rng.random(len(apart)) < PART_CHANCE
+    start = 0
+    for things in meanings:
+        used[start + rng.integers(len(things))] = True
+        start += len(things)
+    parts_of = np.repeat(np.arange(len(meanings)), [len(things) for things in meanings])
+    return naming[used], parts_of[used]
 
 
 def mosaic(

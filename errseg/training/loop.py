@@ -33,6 +33,7 @@ from errseg.training.loss import (
     lovasz_loss,
     segmentation_loss,
     softmax_loss,
+    united,
 )
 from errseg.training.pictures import draw_curves, draw_samples
 from errseg.training.pseudo_labels import make_pseudo_labels
@@ -187,13 +188,16 @@ class _TrainingRun:
         with self._exchange(last=place == recipe.accumulate - 1):
             with arithmetic(self.device, self.dtype):
                 text = self.texts.of_batch(batch)
-                required = classes_present(labels, len(text))
+                class_count, parts_of = _parts(batch, len(text), self.device)
+                required = classes_present(labels, class_count)[:, parts_of]
                 # all processes keep as many classes as the one whose pictures hold the most
                 most = int(world.largest(required.sum(dim=1).max()))
                 prediction = (self.shared or self.model)(
                     images, text, keep=max(recipe.keep, most), required=required
                 )
-            loss, figures = self._losses(prediction, labels, len(text))
+            if batch.parts_of is not None:
+                prediction = united(prediction, parts_of, class_count, recipe.cost_temperature)
+            loss, figures = self._losses(prediction, labels, class_count)
             self.scaler.scale(loss / recipe.accumulate).backward()
         return {"source": batch.source, **figures}
 
@@ -327,6 +331,14 @@ class _TrainingRun:
         header, *rows = path.read_text("utf-8").splitlines(keepends=True)
         kept = [row for row in rows if int(row.partition(",")[0]) <= self.step]
         write_bytes_atomic(path, "".join([header, *kept]).encode())
+
+
+def _parts(batch: TrainingBatch, rows: int, device: torch.device) -> tuple[int, Tensor]:
+    """The number of classes that compete, distractors included, and the class of each text row."""
+    if batch.parts_of is None:
+        return rows, torch.arange(rows, device=device)
+    absent = batch.class_count + torch.arange(len(batch.distractors))
+    return batch.class_count + len(absent), torch.cat([batch.parts_of, absent]).to(device)
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

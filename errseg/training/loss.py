@@ -12,9 +12,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from errseg.model.err_seg import Prediction
+from errseg.model.err_seg import DROPPED_LOGIT, Prediction
 from errseg.model.layers import resize
 from errseg.training.distributed import ALONE, World
+
+
+def united(
+    prediction: Prediction, parts_of: Tensor, class_count: int, temperature: float
+) -> Prediction:
+    """What a prediction for parts of classes says of the classes.
+
+    The logit of a class is the log of the sum of its parts' exponentials: its softmax is the sum of
+    theirs. So where only the class is known, the parts may share it between them as they like.
+
+    Args:
+        prediction: of R parts.
+        parts_of: (R,) int64, each part's class.
+        class_count: T.
+        temperature: cosine similarities are divided by this first.
+
+    Returns:
+        All T classes, in order; one without a kept part has the logit of a dropped class.
+    """
+    logits = prediction.logits.float()
+    of_kept = parts_of[prediction.classes][:, :, None, None].expand_as(logits)
+    cost = prediction.cost.permute(0, 3, 1, 2).float() / temperature
+    of_all = parts_of[:, None, None].expand_as(cost)
+    classes = torch.arange(class_count, device=logits.device).expand(len(logits), -1)
+    united_cost = _logsumexp_by(cost, of_all, class_count) * temperature
+    return Prediction(
+        _logsumexp_by(logits, of_kept, class_count), classes, united_cost.permute(0, 2, 3, 1)
+    )
+
+
+def _logsumexp_by(values: Tensor, places: Tensor, count: int) -> Tensor:
+    """(B, R, h, w) → (B, count, h, w): log of the sums of exponentials that have one place."""
+    batch, _, height, width = values.shape
+    shape = (batch, count, height, width)
+    most = values.new_full(shape, DROPPED_LOGIT)
+    most = most.scatter_reduce(1, places, values.detach(), "amax")
+    shares = (values - most.gather(1, places)).exp()
+    total = values.new_zeros(shape).scatter_add(1, places, shares)
+    return torch.where(total > 0, most + total.clamp(min=1e-30).log(), DROPPED_LOGIT)
 
 
 def segmentation_loss(

@@ -35,6 +35,7 @@ _LATER = (
     "degraded",
     "copy_paste",
     "refined",
+    "apart",
 )
 
 
@@ -56,6 +57,8 @@ class DataSource:
             are drawn more often (repeat factor sampling, LVIS 2019); 0 = all alike.
         unions: a line of `classes.txt` is a union of several things, not one thing with several
             names: all of them are meant at every step, each by any name that means the same.
+        apart: share of the batches in which the things of unions are classes of their own, of which
+            one per union may be what a pixel shows: which, the label map does not say.
         own_names: share of the batches in which classes go by the names of `classes.txt` alone.
         degraded: share of the pictures that may get noise, blur and the marks of JPEG.
         pseudo_labels: the folder holds one picture per ImageNet class and no label maps; they are
@@ -80,11 +83,15 @@ class DataSource:
     pseudo_labels: bool = False
     refined: bool = False
     copy_paste: float = 0.0
+    apart: float = 0.0
 
     def __post_init__(self) -> None:
         _check_share("own_names", self.own_names)
         _check_share("degraded", self.degraded)
         _check_share("copy_paste", self.copy_paste)
+        _check_share("apart", self.apart)
+        if self.apart and not self.unions:
+            raise ConfigError("apart is given, but the set's classes are no unions.")
         if self.refined and not self.pseudo_labels:
             raise ConfigError("refined is true, but there are no pseudo_labels to refine.")
         if not isinstance(self.hue, int | float) or not 0 <= self.hue <= 180:

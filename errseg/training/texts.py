@@ -87,7 +87,7 @@ class ClassTexts:
         return np.flatnonzero(absent & [name not in doubtful for name in self.names])
 
     def of_batch(self, batch: TrainingBatch) -> Tensor:
-        """(T, D) embeddings of the set's classes, by this step's names, then of the distractors."""
+        """(R, D) embeddings of the batch's classes or their parts, then of the distractors."""
         used = batch.naming.any(dim=0)
         rows = torch.cat([self.own_rows[batch.source][used], batch.distractors])
         if self.trained:

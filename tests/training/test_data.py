@@ -27,6 +27,7 @@ from errseg.training.data import (
     Thing,
     TrainingBatches,
     draw_naming,
+    draw_parts,
     mosaic,
     picture_chances,
 )
@@ -109,6 +110,37 @@ def test_a_union_means_all_of_its_things_each_by_any_name() -> None:
     np.testing.assert_allclose(drawn[:, 0, :2].sum(axis=1), 0.5)
     assert set(drawn[:, 0, 1].tolist()) == {0, 0.25, 0.5}
     assert (drawn[:, 0, 2] == 0.5).all()
+
+
+def test_the_things_of_unions_apart() -> None:
+    rng = np.random.default_rng(0)
+    meanings = [
+        [Thing(("car",), ("automobile",)), Thing(("bus",)), Thing(("truck",))],
+        [Thing(("sky",))],
+    ]
+    seen = set()
+    for _ in range(60):
+        naming, parts_of = draw_parts(meanings, rng, own_only=False)
+        assert naming.shape == (len(parts_of), 5)
+        np.testing.assert_allclose(naming.sum(axis=1), 1)
+        # each row is of one thing, and of the class that the thing belongs to
+        things = [tuple(np.flatnonzero(row)) for row in naming]
+        assert all(set(row) <= {0, 1} or len(row) == 1 for row in things)
+        assert [0 if max(row) < 4 else 1 for row in things] == parts_of.tolist()
+        assert 1 in parts_of and 0 in parts_of
+        seen.add(len(parts_of))
+    assert seen == {2, 3, 4}
+
+
+def test_the_share_of_batches_with_unions_apart(recipe: Recipe) -> None:
+    data = tuple(dataclasses.replace(s, unions=True, apart=0.5) for s in recipe.data)
+    made = batches(dataclasses.replace(recipe, data=data, steps=60))
+    drawn = [made[i] for i in range(60)]
+    assert 0.3 < np.mean([batch.parts_of is not None for batch in drawn]) < 0.7
+    for batch in drawn:
+        assert batch.class_count == 3
+        rows = 3 if batch.parts_of is None else len(batch.parts_of)
+        assert len(batch.naming) == rows
 
 
 def test_the_share_of_batches_by_own_names_alone(recipe: Recipe) -> None:

@@ -89,11 +89,14 @@ def losses(out: Path) -> list[float]:
 
 
 def whatever_a_split_could_change(recipe: Recipe) -> Recipe:
-    """Every loss, stochastic depth, mosaics, two batches a step."""
+    """Every loss, stochastic depth, mosaics, pasting, parts of classes, two batches a step."""
     return dataclasses.replace(
         recipe,
         model=dataclasses.replace(recipe.model, drop_path=0.3),
-        data=(dataclasses.replace(recipe.data[0], mosaic=2), *recipe.data[1:]),
+        data=(
+            dataclasses.replace(recipe.data[0], mosaic=2, copy_paste=0.5),
+            dataclasses.replace(recipe.data[1], weight=1.0, unions=True, apart=0.7),
+        ),
         softmax_loss=0.3,
         lovasz_loss=0.5,
         text_noise=0.1,

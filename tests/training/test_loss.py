@@ -12,6 +12,7 @@ from errseg.training.loss import (
     lovasz_loss,
     segmentation_loss,
     softmax_loss,
+    united,
 )
 
 CLASSES = 5
@@ -44,6 +45,41 @@ def test_as_published_over_all_t_channels() -> None:
                 )
     ours = segmentation_loss(prediction, labels, CLASSES, mask_ignored=False)
     torch.testing.assert_close(float(ours), total / (2 * CLASSES * 16))
+
+
+def test_parts_of_a_class_share_its_softmax_as_they_like() -> None:
+    torch.manual_seed(0)
+    # parts 0, 1 are of class 0, 2 of class 1, 3, 4 of class 2; the second picture keeps none of 2
+    parts_of = torch.tensor([0, 0, 1, 2, 2])
+    kept = torch.tensor([[0, 1, 2, 4], [0, 2, 3, 4]])
+    logits = torch.randn(2, 4, 3, 3, requires_grad=True)
+    cost = torch.rand(2, 2, 2, 5)
+    found = united(Prediction(logits, kept, cost), parts_of, 4, 0.1)
+    assert found.logits.shape == (2, 4, 3, 3)
+    assert found.classes.tolist() == [[0, 1, 2, 3]] * 2
+    shares, whole = logits.softmax(dim=1), found.logits.softmax(dim=1)
+    torch.testing.assert_close(whole[0, 0], shares[0, 0] + shares[0, 1])
+    torch.testing.assert_close(whole[0, 1:3], shares[0, 2:])
+    torch.testing.assert_close(whole[1, 2], shares[1, 2] + shares[1, 3])
+    # nothing is a part of class 3
+    assert (found.logits[:, 3] == DROPPED_LOGIT).all()
+    expected = (cost[..., 3:].double() / 0.1).exp().sum(dim=-1).log() * 0.1
+    torch.testing.assert_close(found.cost[..., 2].double(), expected, rtol=1e-5, atol=1e-6)
+    # the better of two parts gets more of the gradient; no part of another class any of this
+    (gradient,) = torch.autograd.grad(found.logits[0, 0].sum(), logits)
+    torch.testing.assert_close(gradient[0, :2].sum(dim=0), torch.ones(3, 3))
+    assert ((gradient[0, 0] > gradient[0, 1]) == (logits[0, 0] > logits[0, 1])).all()
+    assert (gradient[0, 2:] == 0).all() and (gradient[1] == 0).all()
+
+
+def test_classes_of_one_part_each_are_as_they_were() -> None:
+    prediction, labels = example()
+    same = united(prediction, torch.arange(CLASSES), CLASSES, 0.05)
+    for loss in (softmax_loss, lambda p, y: segmentation_loss(p, y, CLASSES, mask_ignored=False)):
+        torch.testing.assert_close(loss(same, labels), loss(prediction, labels))
+    torch.testing.assert_close(
+        cost_loss(same.cost, labels, 0.05), cost_loss(prediction.cost, labels, 0.05)
+    )
 
 
 def test_masked_mean_leaves_unlabelled_pixels_out() -> None:
