@@ -1,4 +1,4 @@
-"""ModelConfig: everything that fixes a model's shape, saved beside its weights.
+"""ModelConfig: everything about a model but its weights, saved beside them.
 
 `PRESETS` holds the models that errseg knows by name. The four switches `hierarchical`,
 `channel_reduction`, `spatial_stride` and `class_pooling` turn the paper's parts off one by one.
@@ -37,7 +37,7 @@ DECODER_GROUP_WIDTH = 8
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of one ERR-Seg model.
+    """Shape of one ERR-Seg model, and what its numbers mean.
 
     Attributes:
         name: what the user calls it.
@@ -60,9 +60,9 @@ class ModelConfig:
         decoder_channels, decoder_guidance_channels: of the three decoder steps.
         hierarchical: HSM on; off uses the stride-32 cost alone.
         keep: the model's own CRM budget, "published" or "auto" (see `Keep`).
-        competition: how much the kept classes of a pixel compete. The probability of each is its
-            own (the sigmoid of its logit l, as published) times its share in the softmax of
-            competition * l over all of them; 0 = its own alone.
+        competition: how much the classes kept of a picture compete for its pixels. The probability
+            of each is its own (the sigmoid of its logit l, as published) times its share in the
+            softmax of competition * l over all of them; 0 = its own alone.
         channel_reduction: CRM on; off keeps all T classes.
         spatial_stride: ESCF's spatial-level sequence reduction; 1 turns it off.
         class_pooling: ESCF's class-level sequence reduction; 1 turns it off.

@@ -223,7 +223,7 @@ class _Loop:
         journal = self._plan.journal
         if journal is None:
             return
-        self._videos.take_over()
+        self._videos.take_over(journal.out)
         for entry in journal.entries():
             if isinstance(entry, FrameEntry):
                 self._totals.add(entry.areas)

@@ -100,16 +100,13 @@ class VideosInHand:
         self._sinks, self._plan, self._paths, self._stamps = sinks, plan, paths, stamps
         self._videos: dict[str, Video] = {}
 
-    def take_over(self) -> None:
-        """Go on with the videos that an earlier run left unfinished."""
-        journal = self._plan.journal
-        if journal is None:
-            return
+    def take_over(self, out: Path) -> None:
+        """Go on with the videos that an earlier run left unfinished in its output folder."""
         for source, begun in self._plan.earlier.videos.items():
             video = self._videos[source] = self._new(begun.segments)
             video.next_frame = begun.next_frame
             if video.steady is not None:
-                state = steady_path(journal.out, source, begun.segments)
+                state = steady_path(out, source, begun.segments)
                 video.steady.from_bytes(state.read_bytes())
 
     def of(self, source: str) -> Video:

@@ -74,10 +74,12 @@ def train(
         torchrun --nproc-per-node 4 --no-python errseg train recipe.toml -o runs/mine
     """
     with reported(debug):
+        from errseg.training.recipe import FROM_CLIP
+
         plan = _recipe(recipe, data, steps)
         if init is not None:
             # a recipe that starts from CLIP says so, but not where the user keeps it
-            changed = {"clip_file": init} if plan.init == "clip" else {"init": str(init)}
+            changed = {"clip_file": init} if plan.init == FROM_CLIP else {"init": str(init)}
             plan = dataclasses.replace(plan, **changed)
         # After the recipe is checked: torch takes seconds to import.
         from errseg.devices import resolve_device
@@ -87,7 +89,7 @@ def train(
 
         first = is_first_process()
         if first and any(source.pseudo_labels for source in plan.data):
-            say("errseg: making pseudo-labels first, where they are missing; it takes minutes")
+            say("errseg: making label maps first, where they are missing; it takes minutes")
         if first and not can_plot():
             say("errseg: no curves.png without matplotlib; type: pip install 'errseg[plots]'")
         # torchrun's other processes train, too, but one is enough to tell of it

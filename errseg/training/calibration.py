@@ -5,8 +5,8 @@ sigmoid tells the class that a pixel shows from those that it does not. How much
 pixel compete (`ModelConfig.competition`) is chosen so that of the pixels with
 probability p of their best class a share p is right (Guo et al. 2017).
 
-Scale and shift go into the decoder's last 1×1 conv: the model stays what it was, and so does the
-order of the classes.
+Scale and shift go into the decoder's last 1×1 conv, competition into the configuration; the order
+of a pixel's classes stays.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ POSITIONS_PER_PICTURE = 2000
 COMPETITIONS = tuple(step / 20 for step in range(2, 81))
 """What is tried."""
 
+LEAST_SCALE = 0.01
+"""With less, the logits say nothing of what is shown, or the fit had but one kind to go by."""
+
 _NEWTON_STEPS = 30
 _RIDGE = 1e-6
 
@@ -37,10 +40,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Fit:
-    """What calibration did.
+    """A calibration.
 
     Attributes:
-        scale, shift: of the logits.
+        scale, shift: what was done to the logits.
         competition: as in `ModelConfig`.
     """
 
@@ -76,12 +79,16 @@ def calibrate(model: ErrSeg, folders: Sequence[LabelledFolder], pictures: int) -
         pictures: evenly spaced ones of each.
 
     Returns:
-        What was done; nothing, where higher logits are not more often those of classes shown.
+        What holds now; as before, where higher logits are not more often those of classes shown.
+
+    Raises:
+        InputError: a picture or a label map cannot be read.
     """
     samples = [take_sample(model, folder, pictures) for folder in folders]
-    scale, shift = fit_presence(samples)
-    if scale <= 0:
-        return Fit()
+    samples = [sample for sample in samples if len(sample.true)]
+    scale, shift = fit_presence(samples) if samples else (0.0, 0.0)
+    if scale < LEAST_SCALE:
+        return Fit(competition=model.config.competition)
     competition = fit_competition(samples, scale, shift)
     head = model.decoder.head
     assert head.bias is not None
@@ -94,7 +101,11 @@ def calibrate(model: ErrSeg, folders: Sequence[LabelledFolder], pictures: int) -
 
 @torch.inference_mode()
 def take_sample(model: ErrSeg, folder: LabelledFolder, pictures: int) -> Sample:
-    """Some labelled positions of a set's pictures, at the decoder's stride of 4."""
+    """Some labelled positions of a set's pictures, at the decoder's stride of 4.
+
+    Raises:
+        InputError: a pair cannot be read.
+    """
     rng = np.random.default_rng(0)
     segmenter = segmenter_of(model, folder)
     config = model.config

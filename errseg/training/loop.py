@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import csv
+import hashlib
 import itertools
 import math
 import warnings
@@ -41,7 +42,7 @@ from errseg.training.recipe import DataSource, Recipe
 from errseg.training.refinement import refine_labels
 from errseg.training.start import initial_model, parameter_groups
 from errseg.training.texts import ClassTexts, all_names, learnt_meanings
-from errseg.weights import load_model, save_model
+from errseg.weights import save_model
 
 CHECKPOINT_NAME = "checkpoint.pt"
 METRICS_NAME = "metrics.csv"
@@ -352,5 +353,13 @@ def _open(source: DataSource, recipe: Recipe, out: Path) -> LabelledFolder:
     coarse = make_pseudo_labels(source.folder, out / "pseudo-labels")
     if not source.refined:
         return open_folder(coarse)
-    model = load_model(Path(recipe.init))
-    return open_folder(refine_labels(model, coarse, out / "refined-labels"))
+    start = Path(recipe.init)
+    return open_folder(refine_labels(start, coarse, out / f"refined-labels-{_digest(start)}"))
+
+
+def _digest(path: Path) -> str:
+    """What tells one file of weights from another."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise ConfigError(f"cannot read the weights {path}: {error.strerror}.") from error

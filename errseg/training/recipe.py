@@ -36,7 +36,12 @@ _LATER = (
     "copy_paste",
     "refined",
     "apart",
+    "competition",
 )
+
+FROM_IMAGENET = "errseg-mini"
+FROM_CLIP = "clip"
+"""What `init` may say beside a checkpoint's path and nothing."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,9 @@ class DataSource:
             made from the ImageNet classifier.
         refined: those label maps get sharper outlines from the run's starting weights, which must
             be those of a model that segments already.
-        copy_paste: share of the pictures onto which half of the classes of another picture of the
-            set are pasted ("simple copy-paste", Ghiasi et al. 2021; ClassMix, Olsson et al. 2021).
+        copy_paste: share of the pictures onto which another one of the set is pasted, each of its
+            classes with a chance of a half ("simple copy-paste", Ghiasi et al. 2021; ClassMix,
+            Olsson et al. 2021).
     """
 
     folder: Path
@@ -136,7 +142,7 @@ class Recipe:
             which often does better than either (WiSE-FT, Wortsman et al. 2022).
         checkpoint_every, validate_every: in steps.
         validation_limit: pictures per validation set while training (0 = all).
-        calibration_pictures: per validation set, to scale the final logits by, so that
+        calibration_pictures: per validation set, by which the final model is calibrated, so that
             probabilities mean what they say (0 = as they are).
         accumulate: batches of a step; their losses are averaged.
         precision: "fp32", or by autocast "bf16" or "fp16".
@@ -193,16 +199,17 @@ class Recipe:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {get_args(kind)}."
                 )
-        if any(source.refined for source in self.data) and self.init in (
-            "",
-            "clip",
-            self.model.name,
-        ):
+        if self.calibration_pictures and not self.validation:
+            raise ConfigError(
+                "calibration_pictures are given, but no validation set to take them of."
+            )
+        from_nothing = self.init in ("", FROM_IMAGENET, FROM_CLIP)
+        if from_nothing and any(source.refined for source in self.data):
             raise ConfigError(
                 f"init is {self.init!r}; label maps are refined by the model that a run starts "
                 "from, so it must be the checkpoint of one that segments already."
             )
-        of_clip = self.tuning == "published" or self.init == "clip"
+        of_clip = self.tuning == "published" or self.init == FROM_CLIP
         if of_clip and self.model.text_encoder != "clip":
             raise ConfigError(f"{self.model.name} holds no CLIP: init and tuning cannot be CLIP's.")
 
@@ -214,7 +221,7 @@ class Recipe:
         return _said(self)
 
 
-def _said(settings: Recipe | DataSource) -> str:
+def _said(settings: Recipe | DataSource | ModelConfig) -> str:
     """What a dataclass's repr says, less later settings with their defaults."""
     said = []
     for field in dataclasses.fields(settings):
@@ -226,6 +233,8 @@ def _said(settings: Recipe | DataSource) -> str:
         if isinstance(value, tuple) and value and isinstance(value[0], DataSource):
             comma = "," if len(value) == 1 else ""
             value_said = f"({', '.join(map(_said, value))}{comma})"
+        elif isinstance(value, ModelConfig):
+            value_said = _said(value)
         else:
             value_said = repr(value)
         said.append(f"{field.name}={value_said}")

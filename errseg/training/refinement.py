@@ -9,17 +9,23 @@ outline in the picture's own colours. The next run learns from the result: self-
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from errseg.datasets import UNLABELLED_16BIT, open_folder, read_pair
 from errseg.files import write_bytes_atomic
+from errseg.inference import segment
 from errseg.model.err_seg import ErrSeg
-from errseg.records import ImageArray
-from errseg.segmenter import Segmenter
+from errseg.model.text_encoder import embed_classes
+from errseg.records import ImageArray, LabelMap
+from errseg.weights import load_model
 
 SURROUNDINGS = (
     ("sky",),
@@ -48,25 +54,26 @@ SURE_WIDTH = 9
 DOUBT_WIDTH = 5
 """Pixels of the stripe along the new outline that stay unlabelled, half of them inside."""
 LEAST_AGREED = 0.15
-"""Of the classifier's region; where model and classifier agree on less, that alone is labelled…"""
+"""Of the classifier's region; where the model agrees with less of it, the labels stay…"""
 LEAST_AGREED_OF_PICTURE = 0.005
-"""…as where it is less than this share of the picture."""
+"""…as where that is less than this share of the picture."""
 LEAST_SURROUNDINGS = 0.02
 """Of the picture: with less, GrabCut has nothing to tell the thing from."""
 LEAST_KEPT = 0.5
 """IoU of GrabCut's region with the model's; with less it went astray."""
 
 Mask = NDArray[np.bool_]
+Segment = Callable[[Sequence[ImageArray]], Sequence[LabelMap]]
 
 
-def refine_labels(model: ErrSeg, coarse: Path, out: Path) -> Path:
+def refine_labels(weights: Path, coarse: Path, out: Path) -> Path:
     """Label the pictures of the data set `coarse` anew and write a data set to `out`.
 
     Takes half a second a picture on two CPU cores; label maps that are there already are left
     alone.
 
     Args:
-        model: segments the pictures; its image size is used.
+        weights: of the model that segments the pictures.
         coarse: a data set with one class in each label map, in 16-bit files.
         out: gets `images` (a link), `labels/NAME.png` (16-bit) and `classes.txt`.
 
@@ -76,16 +83,20 @@ def refine_labels(model: ErrSeg, coarse: Path, out: Path) -> Path:
     Raises:
         ConfigError: `coarse` is no data set.
         InputError: a pair of it cannot be read.
+        WeightsError: there are no such weights.
     """
     classes = out / "classes.txt"
     if classes.is_file():
         return out
     folder = open_folder(coarse)
+    model = load_model(weights)
+    prompt = model.config.prompt
+    with torch.inference_mode():
+        things = embed_classes(model.text_encoder, folder.vocabulary.synonyms, prompt)
+        around = embed_classes(model.text_encoder, SURROUNDINGS, prompt)
     (out / "labels").mkdir(parents=True, exist_ok=True)
     if not (out / "images").exists():
         (out / "images").symlink_to((coarse / "images").resolve())
-    device = str(next(model.parameters()).device)
-    segmenter = Segmenter(model, classes=["thing"], device=device, window=None)
     for pair in folder.pairs:
         target = out / "labels" / pair[1].name
         if target.exists():
@@ -95,31 +106,38 @@ def refine_labels(model: ErrSeg, coarse: Path, out: Path) -> Path:
         refined = np.full(labels.shape, UNLABELLED_16BIT, np.uint16)
         if known.any():
             class_id = int(labels[known][0])
-            segmenter.set_classes([folder.vocabulary.synonyms[class_id], *SURROUNDINGS])
-            refined[refine(segmenter, image, known)] = class_id
+            text = torch.cat([things[class_id : class_id + 1], around])
+            refined[refine(partial(_labels, model, text), image, known)] = class_id
         write_bytes_atomic(target, cv2.imencode(".png", refined)[1].tobytes())
     write_bytes_atomic(classes, (coarse / "classes.txt").read_bytes())
     return out
 
 
-def refine(segmenter: Segmenter, image: ImageArray, coarse: Mask) -> Mask:
-    """Where the segmenter's first class is.
+def _labels(model: ErrSeg, text: Tensor, images: Sequence[ImageArray]) -> list[LabelMap]:
+    return [labels for labels, _ in segment(model, images, text)]
+
+
+def refine(find: Segment, image: ImageArray, coarse: Mask) -> Mask:
+    """Where a thing is, if it can be told better than `coarse` says.
 
     Args:
-        segmenter: its first class is the thing, the others what may be around it.
+        find: pictures in, label maps out; the thing is class 0, the others may be around it.
         image: (H, W, 3) uint8 RGB.
         coarse: (H, W), where the thing is known to be, more or less.
 
     Returns:
-        (H, W), a stripe along the outline left out.
+        (H, W), a stripe along the outline left out; or `coarse`, where `find` sees something else.
     """
     height, width = coarse.shape
     scale = min(1.0, LONG_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     known = _resized(coarse, size)
-    plain, mirrored = segmenter([small, np.ascontiguousarray(small[:, ::-1])])
-    views = np.stack([plain.labels, mirrored.labels[:, ::-1]]) == 0
+    plain, mirrored = find([small, np.ascontiguousarray(small[:, ::-1])])
+    views = np.stack([plain, mirrored[:, ::-1]]) == 0
+    agreed = views.all(axis=0) & known
+    if agreed.sum() < max(LEAST_AGREED * known.sum(), LEAST_AGREED_OF_PICTURE * known.size):
+        return coarse
     region = _outlined(small, views.all(axis=0), views.any(axis=0), known)
     return _resized(_eroded(region, DOUBT_WIDTH), (width, height))
 
@@ -127,8 +145,6 @@ def refine(segmenter: Segmenter, image: ImageArray, coarse: Mask) -> Mask:
 def _outlined(image: ImageArray, surely: Mask, perhaps: Mask, known: Mask) -> Mask:
     """The thing's region, by the model in all views and in any, and by the classifier."""
     agreed = surely & known
-    if agreed.sum() < max(LEAST_AGREED * known.sum(), LEAST_AGREED_OF_PICTURE * known.size):
-        return agreed
     if (~perhaps).mean() < LEAST_SURROUNDINGS:
         return surely
     seeds = np.full(agreed.shape, cv2.GC_PR_BGD, np.uint8)

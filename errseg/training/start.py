@@ -15,7 +15,7 @@ from errseg.model.image_encoder import EfficientNetLiteEncoder
 from errseg.model.text_encoder import MiniLMTextEncoder
 from errseg.training.clip_init import init_clip
 from errseg.training.mini_init import imagenet_names, init_mini, set_centre
-from errseg.training.recipe import Recipe
+from errseg.training.recipe import FROM_CLIP, FROM_IMAGENET, Recipe
 from errseg.weights import load_model
 
 TUNED_IN_IMAGE_TOWER = ("gamma", "conv_dw.weight", "mlp.fc1.weight", "mlp.fc2.weight")
@@ -29,11 +29,11 @@ def initial_model(recipe: Recipe, names: Sequence[str]) -> ErrSeg:
     Args:
         names: of all classes of the recipe.
     """
-    if recipe.init == "errseg-mini":
+    if recipe.init == FROM_IMAGENET:
         model = ErrSeg(recipe.model)
         every = {*names, *(name for group in imagenet_names() for name in group)}
         init_mini(model, sorted(every))
-    elif recipe.init == "clip":
+    elif recipe.init == FROM_CLIP:
         if recipe.clip_file is None:
             raise ConfigError(
                 "the recipe starts from CLIP; name its open_clip checkpoint: --init FILE."
@@ -42,11 +42,10 @@ def initial_model(recipe: Recipe, names: Sequence[str]) -> ErrSeg:
         init_clip(model, recipe.clip_file)
     elif recipe.init:
         model = load_model(Path(recipe.init))
-        # calibration sets how classes compete; it is no matter of shape, and is done anew
-        model.config = dataclasses.replace(
-            model.config, name=recipe.model.name, competition=recipe.model.competition
-        )
-        if model.config != recipe.model:
+        # how classes compete goes with the weights, whose calibration set it
+        model.config = dataclasses.replace(model.config, name=recipe.model.name)
+        wanted = dataclasses.replace(recipe.model, competition=model.config.competition)
+        if model.config != wanted:
             raise ConfigError(f"{recipe.init} holds a model of another shape than the recipe's.")
     else:
         model = ErrSeg(recipe.model)

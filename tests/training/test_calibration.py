@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from labelled import write_folder
+from PIL import Image
 
 from errseg import Segmenter
 from errseg.config import TINY
-from errseg.datasets import open_folder, read_pair
-from errseg.evaluation.folder import evaluate, new_evaluation
+from errseg.datasets import LabelledFolder, open_folder, read_pair
 from errseg.model.err_seg import ErrSeg
 from errseg.training.calibration import (
     Fit,
@@ -102,28 +104,67 @@ def test_classes_that_were_not_kept_take_no_part() -> None:
     assert best.tolist() == pytest.approx([alone / (1 + np.exp(-1.0)), alone])
 
 
-def test_probabilities_change_and_labels_stay(tmp_path: Path) -> None:
+def model_with_an_inkling(folder: LabelledFolder, keep: Literal["published", "auto"]) -> ErrSeg:
+    """Random weights, but higher logits are more often those of classes shown, by little."""
     torch.manual_seed(1)
-    model = ErrSeg(TINY).eval()
+    model = ErrSeg(dataclasses.replace(TINY, keep=keep)).eval()
+    head = model.decoder.head
+    assert head.bias is not None
+    with torch.no_grad():
+        sign = 1.0 if fit_presence([take_sample(model, folder, 4)])[0] > 0 else -1.0
+        # of small logits the scale that tells more from less is large
+        head.weight.mul_(0.01 * sign)
+        head.bias.mul_(0.01 * sign)
+    return model
+
+
+@pytest.mark.parametrize("keep", ["published", "auto"])
+def test_probabilities_change_and_labels_stay(
+    tmp_path: Path, keep: Literal["published", "auto"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pictures that differ in what they show keep different numbers of classes
+    monkeypatch.setattr("errseg.model.channel_reduction.LEAST_VOTES", 0.4)
     folder = open_folder(write_folder(tmp_path / "set", 4, 0))
+    model = model_with_an_inkling(folder, keep)
     segmenter = Segmenter(model, classes=folder.vocabulary, device="cpu")
     image, _ = read_pair(folder, folder.pairs[0])
-    before = segmenter(image)
-    sample = take_sample(model, folder, 4)
-    assert sample.logits.shape == (len(sample.right), len(folder.vocabulary))
+    before, sample = segmenter(image), take_sample(model, folder, 4)
+    assert sample.logits.shape == sample.true.shape == (len(sample.right), len(folder.vocabulary))
+    kept = np.unique(np.isfinite(sample.logits).sum(axis=1)).tolist()
+    assert len(kept) > 1 if keep == "auto" else kept == [3]
     fit = calibrate(model, [folder], 4)
-    assert fit == Fit(*fit_presence([sample]), fit_competition([sample], *fit_presence([sample])))
-    assert model.config.competition == fit.competition > 0
+    assert fit.scale > 0.1 and fit.competition > 0
+    assert model.config.competition == fit.competition
+    changed = take_sample(model, folder, 4)
+    expected = fit.scale * sample.logits + fit.shift
+    np.testing.assert_allclose(changed.logits, expected, rtol=1e-3, atol=1e-8)
+    assert np.array_equal(changed.true, sample.true)
     after = segmenter(image)
     # the maps are resized as probabilities: at borders the best class may change by a hair
     assert (before.labels == after.labels).mean() > 0.98
-    assert not np.allclose(before.scores, after.scores)
-    evaluation = evaluate(segmenter, folder, new_evaluation(folder))
-    calibration = evaluation.calibration
-    said = best_probability(fit.scale * sample.logits + fit.shift, fit.competition)
+    said = best_probability(changed.logits, fit.competition)
     mean = float(np.mean([segmenter(read_pair(folder, p)[0]).scores.mean() for p in folder.pairs]))
     assert mean == pytest.approx(said.mean(), abs=0.05)
-    assert calibration.pixels.sum() > 0
+
+
+def test_sets_without_labels_and_sets_of_one_class_say_nothing(tmp_path: Path) -> None:
+    folder = open_folder(write_folder(tmp_path / "set", 4, 0))
+    bare = write_folder(tmp_path / "bare", 2, 0)
+    one = write_folder(tmp_path / "one", 2, 0)
+    for set_folder, value in ((bare, 255), (one, 0)):
+        for path in (set_folder / "labels").iterdir():
+            Image.fromarray(np.full((67, 71), value, np.uint8)).save(path)
+    (one / "classes.txt").write_text("brick\n")
+    fits = []
+    for folders in ([folder], [open_folder(bare), folder]):
+        model = model_with_an_inkling(folder, "published")
+        fits.append(calibrate(model, folders, 4))
+    assert fits[0] == fits[1]
+    for nothing in (bare, one):
+        model = model_with_an_inkling(folder, "published")
+        weight = model.decoder.head.weight.clone()
+        assert calibrate(model, [open_folder(nothing)], 2) == Fit()
+        assert torch.equal(model.decoder.head.weight, weight)
 
 
 def test_a_model_that_is_wrong_where_it_is_sure_is_left_alone(tmp_path: Path) -> None:

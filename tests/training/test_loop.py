@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from errseg.config import ModelConfig
+from errseg.config import TINY, ModelConfig
 from errseg.errors import ConfigError, DeviceError
 from errseg.model.err_seg import ErrSeg
 from errseg.training.loop import CHECKPOINT_NAME, METRICS_NAME, train
@@ -180,6 +180,9 @@ def test_a_checkpoint_from_before_there_were_more_settings_goes_on(recipe: Recip
     one = dataclasses.replace(recipe, data=recipe.data[:1]).identity()
     assert "pseudo_labels=False),), validation=" in one
     assert "min_scale=0.5, mosaic=1, rare_share=0.0, unions=False, pseudo_labels=False)" in one
+    assert "keep='published', hierarchical=True" in one
+    competing = dataclasses.replace(recipe, model=dataclasses.replace(TINY, competition=2.0))
+    assert "competition=2.0" in competing.identity()
     union = dataclasses.replace(recipe.data[0], unions=True)
     assert "own_names=0.0" in dataclasses.replace(recipe, data=(union,)).identity()
     for settings in ({"degraded": 0.5}, {"weight": 3.0}):
@@ -188,7 +191,7 @@ def test_a_checkpoint_from_before_there_were_more_settings_goes_on(recipe: Recip
         assert f"{name}={value}" in dataclasses.replace(recipe, data=data).identity()
 
 
-def test_a_run_starts_from_a_calibrated_model_and_forgets_how_its_classes_compete(
+def test_how_classes_compete_goes_with_the_weights_that_a_run_starts_from(
     recipe: Recipe, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -196,7 +199,8 @@ def test_a_run_starts_from_a_calibrated_model_and_forgets_how_its_classes_compet
     save_model(ErrSeg(config), tmp_path / "start.safetensors")
     start = str(tmp_path / "start.safetensors")
     run(dataclasses.replace(recipe, steps=1, init=start), tmp_path / "out")
-    assert load_model(tmp_path / "out" / "model.safetensors").config == recipe.model
+    expected = dataclasses.replace(recipe.model, competition=1.3)
+    assert load_model(tmp_path / "out" / "model.safetensors").config == expected
     other = dataclasses.replace(recipe.model, layers=1)
     with pytest.raises(ConfigError, match="another shape"):
         run(dataclasses.replace(recipe, init=start, model=other), tmp_path / "other")

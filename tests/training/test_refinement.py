@@ -5,23 +5,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from labelled import write_folder
 from numpy.typing import NDArray
 from PIL import Image
 
-from errseg.config import TINY
+from errseg.config import TINY, ModelConfig
 from errseg.datasets import UNLABELLED_16BIT, open_folder, read_pair
 from errseg.errors import ConfigError
 from errseg.model.err_seg import ErrSeg
-from errseg.records import ImageArray, Segmentation
-from errseg.segmenter import Segmenter
-from errseg.training.recipe import Recipe
-from errseg.training.refinement import LONG_SIDE, refine, refine_labels
+from errseg.records import ImageArray, LabelMap
+from errseg.training import loop, refinement
+from errseg.training.recipe import FROM_IMAGENET, Recipe
+from errseg.training.refinement import (
+    DOUBT_WIDTH,
+    LONG_SIDE,
+    SURROUNDINGS,
+    Segment,
+    refine,
+    refine_labels,
+)
+from errseg.weights import save_model
 
 Mask = NDArray[np.bool_]
 SHAPE = (150, 200)
@@ -39,18 +47,10 @@ def picture(thing: Mask) -> ImageArray:
     return (colours + grain).clip(0, 255).astype(np.uint8)
 
 
-def says(*regions: Mask) -> Segmenter:
+def says(*regions: Mask) -> Segment:
     """A model that finds the thing in the first region, and in a mirrored picture in the second."""
-
-    def segment(images: Sequence[ImageArray]) -> list[Segmentation]:
-        first, second = regions[0], regions[-1][:, ::-1]
-        scores = np.ones(SHAPE, np.float32)
-        return [
-            Segmentation(np.where(region, 0, 1).astype(np.uint16), scores, ("thing", "sky"))
-            for region, _ in zip((first, second), images, strict=True)
-        ]
-
-    return cast(Segmenter, segment)
+    found = [np.where(region, 0, 1).astype(np.uint16) for region in regions]
+    return lambda images: [found[0], found[-1][:, ::-1]]
 
 
 def iou(one: Mask, other: Mask) -> float:
@@ -66,12 +66,12 @@ def test_the_outline_is_found_in_the_picture() -> None:
     assert not (refined & ~thing).any()
 
 
-def test_where_model_and_classifier_disagree_only_what_both_say_is_kept() -> None:
-    thing = disc()
-    assert not refine(says(disc((30, 30), 25)), picture(thing), disc((150, 110), 25)).any()
-    # the views disagree as well: nowhere is the thing sure
+def test_where_the_model_sees_something_else_the_labels_stay() -> None:
+    thing, elsewhere = disc(), disc((150, 110), 25)
+    assert np.array_equal(refine(says(disc((30, 30), 25)), picture(thing), elsewhere), elsewhere)
+    # the views disagree: nowhere is the thing sure
     views = says(disc((30, 30), 25), disc((150, 110), 25))
-    assert not refine(views, picture(thing), thing).any()
+    assert np.array_equal(refine(views, picture(thing), thing), thing)
 
 
 def test_a_thing_that_fills_the_picture_needs_no_outline() -> None:
@@ -80,60 +80,99 @@ def test_a_thing_that_fills_the_picture_needs_no_outline() -> None:
 
 
 def test_an_outline_far_from_the_models_is_not_believed() -> None:
-    # the picture is one even surface: GrabCut has nothing to go by
-    flat = picture(np.zeros(SHAPE, np.bool_))
-    said, coarse = disc(radius=60), disc(radius=30)
-    refined = refine(says(said), flat, coarse)
-    assert not (refined & ~said).any()
-    assert refined.any()
+    # half of what the model says looks like what is around it: GrabCut takes the other half alone
+    bright, said, coarse = disc((70, 75), 24), disc((100, 75), 60), disc((75, 75), 35)
+    refined = refine(says(said), picture(bright), coarse)
+    eroded = cv2.erode((said & coarse).astype(np.uint8), np.ones((DOUBT_WIDTH, DOUBT_WIDTH)))
+    assert np.array_equal(refined, eroded > 0)
 
 
 def test_large_pictures_are_refined_small_and_come_back_whole() -> None:
     thing = cv2.resize(disc().astype(np.uint8), (1000, 750), interpolation=cv2.INTER_NEAREST) > 0
     seen = []
 
-    def segment(images: Sequence[ImageArray]) -> list[Segmentation]:
+    def find(images: Sequence[ImageArray]) -> list[LabelMap]:
         seen.extend(image.shape for image in images)
-        red = [image[..., 0] > image[..., 1] for image in images]
-        scores = np.ones(red[0].shape, np.float32)
-        return [
-            Segmentation(np.where(region, 0, 1).astype(np.uint16), scores, ("thing", "sky"))
-            for region in red
-        ]
+        return [np.where(image[..., 0] > image[..., 1], 0, 1).astype(np.uint16) for image in images]
 
     colours = np.where(thing[..., None], (190, 60, 50), (60, 140, 70)).astype(np.uint8)
-    refined = refine(cast(Segmenter, segment), colours, thing)
+    refined = refine(find, colours, thing)
     assert refined.shape == (750, 1000)
     assert seen == [(240, LONG_SIDE, 3)] * 2
     assert iou(refined, thing) > 0.9
 
 
-def test_a_data_set_is_refined_once(tmp_path: Path) -> None:
-    coarse = write_folder(tmp_path / "coarse", 3, 0)
-    for number, path in enumerate(sorted((coarse / "labels").iterdir())):
+def coarse_set(folder: Path) -> Path:
+    """Three pictures, twenty rows of the first labelled 0, of the third 2, none of the second."""
+    write_folder(folder, 3, 0)
+    for number, path in enumerate(sorted((folder / "labels").iterdir())):
         labels = np.full(np.asarray(Image.open(path)).shape, UNLABELLED_16BIT, np.uint16)
-        # one picture holds nothing that is known
         labels[: 0 if number == 1 else 20] = number
         Image.fromarray(labels).save(path)
-    model = ErrSeg(dataclasses.replace(TINY, prompt="{}")).eval()
-    done = tmp_path / "out" / "labels" / "0.png"
-    done.parent.mkdir(parents=True)
+    return folder
+
+
+def weights(folder: Path, config: ModelConfig = TINY) -> Path:
+    torch.manual_seed(0)
+    save_model(ErrSeg(config), folder / "start.safetensors")
+    return folder / "start.safetensors"
+
+
+def test_a_data_set_is_refined_picture_by_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def lower_half(find: Segment, image: ImageArray, coarse: Mask) -> Mask:
+        (labels,) = find([image])
+        seen.append((*labels.shape, len(SURROUNDINGS) - int(labels.max()) >= 0))
+        moved = np.zeros_like(coarse)
+        moved[40:] = True
+        assert coarse[:20].all() and not coarse[20:].any()
+        return moved
+
+    monkeypatch.setattr(refinement, "refine", lower_half)
+    coarse, out = coarse_set(tmp_path / "coarse"), tmp_path / "out"
+    folder = open_folder(refine_labels(weights(tmp_path), coarse, out))
+    labels = [read_pair(folder, pair)[1] for pair in folder.pairs]
+    assert seen == [(67, 71, True)] * 2
+    assert [np.unique(found[:40]).tolist() for found in labels] == [[-1], [-1], [-1]]
+    assert [np.unique(found[40:]).tolist() for found in labels] == [[0], [-1], [2]]
+    assert (out / "classes.txt").read_bytes() == (coarse / "classes.txt").read_bytes()
+
+
+def test_what_is_refined_already_is_left_alone(tmp_path: Path) -> None:
+    coarse, start, out = coarse_set(tmp_path / "coarse"), weights(tmp_path), tmp_path / "out"
     first = sorted((coarse / "labels").iterdir())[0]
-    done = done.with_name(first.name)
-    done.write_bytes(first.read_bytes())
-    folder = open_folder(refine_labels(model, coarse, tmp_path / "out"))
-    assert len(folder.pairs) == 3
-    assert done.read_bytes() == first.read_bytes()
-    found = [set(np.unique(read_pair(folder, pair)[1])) for pair in folder.pairs]
-    assert found[0] == {-1, 0} and found[1] == {-1} and found[2] <= {-1, 2}
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
-    refine_labels(model, coarse, tmp_path / "out")
-    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
+    (out / "labels").mkdir(parents=True)
+    (out / "labels" / first.name).write_bytes(first.read_bytes())
+    refine_labels(start, coarse, out)
+    # a run that was killed left one, and that stayed
+    assert (out / "labels" / first.name).read_bytes() == first.read_bytes()
+    assert len(list((out / "labels").iterdir())) == 3
+    start.unlink()
+    refine_labels(start, coarse, out)
+
+
+def test_a_run_refines_by_the_weights_it_starts_from(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coarse = coarse_set(tmp_path / "coarse")
+    monkeypatch.setattr(loop, "make_pseudo_labels", lambda folder, out: coarse)
+    start = weights(tmp_path, recipe.model)
+    source = dataclasses.replace(recipe.data[0], pseudo_labels=True, refined=True)
+    plan = dataclasses.replace(recipe, data=(source,), init=str(start), steps=1)
+    loop.train(plan, tmp_path / "run", device=torch.device("cpu"), workers=0)
+    (made,) = (tmp_path / "run").glob("refined-labels-*")
+    assert len(list((made / "labels").iterdir())) == 3
+    start.unlink()
+    with pytest.raises(ConfigError, match=r"start\.safetensors"):
+        loop.train(plan, tmp_path / "other", device=torch.device("cpu"), workers=0)
 
 
 def test_refining_needs_a_model_that_segments(recipe: Recipe) -> None:
     source = dataclasses.replace(recipe.data[0], pseudo_labels=True, refined=True)
-    for init in ("", recipe.model.name):
+    for init in ("", FROM_IMAGENET):
         with pytest.raises(ConfigError, match="segments already"):
             dataclasses.replace(recipe, data=(source,), init=init)
     dataclasses.replace(recipe, data=(source,), init="runs/fourth/model.safetensors")
