@@ -1,4 +1,4 @@
-"""The figures of errseg-mini's model card: accuracy, other names, calibration, objects, time, size.
+"""The figures of errseg-mini's model card: accuracy, names, calibration, objects, time, size.
 
     python bench/mini.py --data ../shared/data [--weights FILE] [--json]
 
@@ -9,6 +9,7 @@ fewer pictures of each set, `--objects` fewer of the ImageNet pictures.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
@@ -28,7 +29,7 @@ from errseg.evaluation.folder import Evaluation, evaluate, new_evaluation
 from errseg.evaluation.metrics import CALIBRATION_BINS
 from errseg.images import read_image
 from errseg.training.mini_init import imagenet_names
-from errseg.vocabulary import load_vocabulary
+from errseg.vocabulary import load_vocabulary, vocabulary_from_names
 
 SETS = ("facade", "idd", "clothing")
 SYNONYMS = Path(__file__).parents[1] / "tests" / "synonyms"
@@ -57,6 +58,9 @@ def main() -> None:
         found[f"{name}: mIoU"] = own.metrics.mean_iou
         found[f"{name}: mIoU by other names"] = other.metrics.mean_iou
         found[f"{name}: probability against share right"] = calibration(own)
+    found["idd: mIoU with each thing named apart"] = apart(
+        segmenter, options.data / "val" / "idd", options.limit
+    )
     if options.objects:
         folder = options.data / "train" / "imagenet1k-samples"
         found["objects that are the largest region"] = objects(segmenter, folder, options.objects)
@@ -74,6 +78,19 @@ def measured(segmenter: Segmenter, path: Path, names: Path | None, limit: int) -
     folder = open_folder(path, None if names is None else load_vocabulary(str(names)))
     segmenter.set_classes(folder.vocabulary)
     return evaluate(segmenter, folder, new_evaluation(folder), limit=limit)
+
+
+def apart(segmenter: Segmenter, path: Path, limit: int) -> float:
+    """mIoU where every name of a class is one of its own, and counts as the class."""
+    folder = open_folder(path)
+    names = [(name, index) for index, own in enumerate(folder.vocabulary.synonyms) for name in own]
+    split = dataclasses.replace(
+        folder,
+        vocabulary=vocabulary_from_names([name for name, _ in names]),
+        measured_as=tuple(index for _, index in names),
+    )
+    segmenter.set_classes(split.vocabulary)
+    return evaluate(segmenter, split, new_evaluation(split), limit=limit).metrics.mean_iou
 
 
 def calibration(evaluation: Evaluation) -> str:
