@@ -60,9 +60,11 @@ class ModelConfig:
         decoder_channels, decoder_guidance_channels: of the three decoder steps.
         hierarchical: HSM on; off uses the stride-32 cost alone.
         keep: the model's own CRM budget, "published" or "auto" (see `Keep`).
+        logit_scale, logit_shift: how logits are calibrated: probabilities are taken of
+            logit_scale * logit + logit_shift; as published, of the logits as they are.
         competition: how much the classes kept of a picture compete for its pixels. The probability
-            of each is its own (the sigmoid of its logit l, as published) times its share in the
-            softmax of competition * l over all of them; 0 = its own alone.
+            of each is its own (the sigmoid of its calibrated logit l) times its share in the
+            softmax of competition * l over all of them; 0 = its own alone, as published.
         channel_reduction: CRM on; off keeps all T classes.
         spatial_stride: ESCF's spatial-level sequence reduction; 1 turns it off.
         class_pooling: ESCF's class-level sequence reduction; 1 turns it off.
@@ -92,6 +94,8 @@ class ModelConfig:
     decoder_channels: tuple[int, int, int] = (64, 32, 16)
     decoder_guidance_channels: tuple[int, int, int] = (32, 16, 8)
     keep: Literal["published", "auto"] = "published"
+    logit_scale: float = 1.0
+    logit_shift: float = 0.0
     competition: float = 0.0
     hierarchical: bool = True
     channel_reduction: bool = True
@@ -119,8 +123,11 @@ class ModelConfig:
             )
         if self.keep not in ("published", "auto"):
             raise ConfigError(f"keep is {self.keep!r}; it must be published or auto.")
-        if not isinstance(self.competition, int | float) or not 0 <= self.competition < math.inf:
-            raise ConfigError(f"competition is {self.competition!r}; it must be a number from 0.")
+        for name, lowest in (("logit_scale", 0), ("logit_shift", -math.inf), ("competition", 0)):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value >= lowest):
+                above = "" if math.isinf(lowest) else f" from {lowest}"
+                raise ConfigError(f"{name} is {value!r}; it must be a number{above}.")
         if any(channels % DECODER_GROUP_WIDTH for channels in self.decoder_channels):
             raise ConfigError(
                 f"decoder_channels are {self.decoder_channels}; each must be a multiple of "

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from errseg.config import Keep
+from errseg.config import Keep, ModelConfig
 from errseg.devices import arithmetic
 from errseg.model.err_seg import ClassMaps, ErrSeg
 from errseg.records import UNLABELLED, ImageArray, LabelMap, ScoreMap
@@ -130,7 +130,7 @@ def predict(
     kept = prediction.classes.shape[1]
     counts = [kept] * len(images) if prediction.counts is None else prediction.counts.tolist()
     found = [
-        ClassMaps(probabilities_of(logits[:count], config.competition), classes[:count])
+        ClassMaps(probabilities_of(logits[:count], config), classes[:count])
         for logits, classes, count in zip(
             prediction.logits.float(), prediction.classes, counts, strict=True
         )
@@ -140,18 +140,24 @@ def predict(
     return [steadier.smooth(maps, motion) for maps, motion in zip(found, motions, strict=True)]
 
 
-def probabilities_of(logits: Tensor, competition: float) -> Tensor:
+def probabilities_of(logits: Tensor, config: ModelConfig) -> Tensor:
     """What a picture's logits say, as probabilities.
 
     A class's own probability says whether the pixel shows it, whatever else may be named. Of names
     that fit alike (coat, jacket) only one can be right: where they compete, their shares say so.
 
     Args:
-        logits: (K, h, w) float32 of the kept classes.
-        competition: of the model's configuration.
+        logits: (K, h, w) of the kept classes.
+        config: of the model; how it is calibrated.
+
+    Returns:
+        (K, h, w), 0..1, of the logits' dtype; the order of a position's classes is theirs.
     """
-    own = logits.sigmoid()
-    return own * (competition * logits).softmax(dim=0) if competition else own
+    calibrated = config.logit_scale * logits + config.logit_shift
+    own = calibrated.sigmoid()
+    if not config.competition:
+        return own
+    return own * (config.competition * calibrated).softmax(dim=0)
 
 
 def best_class(

@@ -167,7 +167,8 @@ def test_classes_that_compete_share_what_they_have(
     # pictures that differ in what they show keep different numbers of classes
     monkeypatch.setattr("errseg.model.channel_reduction.LEAST_VOTES", 0.1)
     torch.manual_seed(0)
-    model = ErrSeg(dataclasses.replace(PRESETS["tiny"], competition=1.5)).eval()
+    calibrated = {"logit_scale": 2.0, "logit_shift": 0.5, "competition": 1.5}
+    model = ErrSeg(dataclasses.replace(PRESETS["tiny"], **calibrated)).eval()
     images = [picture((8, 8), seed) for seed in range(4)]
     with torch.no_grad():
         batch = inference.preprocess(images, (64, 64), antialias=True)
@@ -176,6 +177,7 @@ def test_classes_that_compete_share_what_they_have(
     assert (len({len(maps.classes) for maps in found}) > 1) == (keep == "auto")
     for index, maps in enumerate(found):
         logits = prediction.logits[index, : len(maps.classes)].numpy().astype(np.float64)
+        logits = 2 * logits + 0.5
         own, weight = 1 / (1 + np.exp(-logits)), np.exp(1.5 * logits)
         expected = own * weight / weight.sum(axis=0)
         np.testing.assert_allclose(maps.probabilities.numpy(), expected, rtol=1e-4)
@@ -186,14 +188,19 @@ def test_classes_that_compete_share_what_they_have(
 
 def test_a_class_alone_has_nothing_to_compete_with() -> None:
     logits = torch.randn(1, 4, 4)
-    assert torch.equal(inference.probabilities_of(logits, 2.0), logits.sigmoid())
-    assert torch.equal(inference.probabilities_of(logits, 0.0), logits.sigmoid())
+    alone = dataclasses.replace(PRESETS["tiny"], competition=2.0)
+    for config in (PRESETS["tiny"], alone, PRESETS["errseg-base"]):
+        assert torch.equal(inference.probabilities_of(logits, config), logits.sigmoid())
 
 
-@pytest.mark.parametrize("competition", [-1, float("nan"), float("inf"), "much"])
-def test_competition_must_be_a_number(competition: object) -> None:
-    with pytest.raises(ConfigError, match="competition"):
-        dataclasses.replace(PRESETS["tiny"], competition=competition)  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", ["competition", "logit_scale", "logit_shift"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much"])
+def test_calibration_is_made_of_numbers(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=name):
+        dataclasses.replace(PRESETS["tiny"], **{name: value})  # type: ignore[arg-type]
+    if name != "logit_shift":
+        with pytest.raises(ConfigError, match=f"{name} is -1; .* from 0"):
+            dataclasses.replace(PRESETS["tiny"], **{name: -1})  # type: ignore[arg-type]
 
 
 def test_threshold_of_a_whole_picture(model: ErrSeg, text: Tensor) -> None:

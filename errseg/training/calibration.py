@@ -1,12 +1,9 @@
 """Probabilities that mean what they say, with the same labels.
 
-Three numbers, the same for all classes. The logits are scaled and shifted (Platt 1999) until their
-sigmoid tells the class that a pixel shows from those that it does not. How much the classes of a
-pixel compete (`ModelConfig.competition`) is chosen so that of the pixels with
-probability p of their best class a share p is right (Guo et al. 2017).
-
-Scale and shift go into the decoder's last 1×1 conv, competition into the configuration; the order
-of a pixel's classes stays.
+Three numbers of the model's configuration, the same for all classes. The logits are scaled and
+shifted (Platt 1999) until their sigmoid tells the class that a pixel shows from those that it does
+not. How much the classes compete is chosen so that of the pixels with probability p of their best
+class a share p is right (Guo et al. 2017). Weights and logits stay what they are.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from errseg.config import ModelConfig
 from errseg.datasets import LabelledFolder, read_pair
 from errseg.evaluation.folder import chosen_pairs, segmenter_of
 from errseg.evaluation.metrics import Calibration
@@ -36,20 +34,6 @@ _NEWTON_STEPS = 30
 _RIDGE = 1e-6
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A calibration.
-
-    Attributes:
-        scale, shift: what was done to the logits.
-        competition: as in `ModelConfig`.
-    """
-
-    scale: float = 1.0
-    shift: float = 0.0
-    competition: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,15 +55,14 @@ class Sample:
         return found
 
 
-def calibrate(model: ErrSeg, folders: Sequence[LabelledFolder], pictures: int) -> Fit:
-    """Scale and shift the model's logits and let its classes compete, in place.
+def calibrate(model: ErrSeg, folders: Sequence[LabelledFolder], pictures: int) -> None:
+    """Choose `logit_scale`, `logit_shift` and `competition` of the model's configuration.
+
+    They stay what they are where higher logits are not more often those of classes shown.
 
     Args:
         folders: labelled sets, which count alike; not those that the model was trained on.
         pictures: evenly spaced ones of each.
-
-    Returns:
-        What holds now; as before, where higher logits are not more often those of classes shown.
 
     Raises:
         InputError: a picture or a label map cannot be read.
@@ -88,15 +71,10 @@ def calibrate(model: ErrSeg, folders: Sequence[LabelledFolder], pictures: int) -
     samples = [sample for sample in samples if len(sample.true)]
     scale, shift = fit_presence(samples) if samples else (0.0, 0.0)
     if scale < LEAST_SCALE:
-        return Fit(competition=model.config.competition)
-    competition = fit_competition(samples, scale, shift)
-    head = model.decoder.head
-    assert head.bias is not None
-    with torch.no_grad():
-        head.weight.mul_(scale)
-        head.bias.mul_(scale).add_(shift)
-    model.config = dataclasses.replace(model.config, competition=competition)
-    return Fit(scale, shift, competition)
+        return
+    scaled = dataclasses.replace(model.config, logit_scale=scale, logit_shift=shift)
+    competition = fit_competition(samples, scaled)
+    model.config = dataclasses.replace(scaled, competition=competition)
 
 
 @torch.inference_mode()
@@ -154,20 +132,21 @@ def fit_presence(samples: Sequence[Sample]) -> tuple[float, float]:
     return fit_logistic(np.concatenate(logits), np.concatenate(shown), np.concatenate(weights))
 
 
-def fit_competition(samples: Sequence[Sample], scale: float, shift: float) -> float:
+def fit_competition(samples: Sequence[Sample], config: ModelConfig) -> float:
     """The competition by which most pixels, set by set, are as often right as they say.
 
     Sets differ in how sure a model may be: what is likeliest over all may be right for none. Of
     several that are as good, to a hundredth, the likeliest is taken.
 
     Args:
-        scale, shift: of the logits.
+        config: with the scale and the shift of the logits.
     """
 
     def worth(competition: float) -> tuple[float, float]:
+        competing = dataclasses.replace(config, competition=competition)
         shares, likelihoods = [], []
         for sample in samples:
-            best = best_probability(scale * sample.logits + shift, competition)
+            best = best_probability(sample.logits, competing)
             shares.append(share_as_said(best, sample.right))
             chance = np.where(sample.right, best, 1 - best).clip(min=1e-9)
             likelihoods.append(np.log(chance).mean())
@@ -176,10 +155,10 @@ def fit_competition(samples: Sequence[Sample], scale: float, shift: float) -> fl
     return max(COMPETITIONS, key=worth)
 
 
-def best_probability(logits: Floats, competition: float) -> Floats:
+def best_probability(logits: Floats, config: ModelConfig) -> Floats:
     """(N, K) logits → (N,) probability of the best class."""
     maps = torch.from_numpy(logits.T[..., None])
-    best: Floats = probabilities_of(maps, competition).amax(dim=0)[:, 0].numpy()
+    best: Floats = probabilities_of(maps, config).amax(dim=0)[:, 0].numpy()
     return best
 
 

@@ -36,6 +36,8 @@ _LATER = (
     "copy_paste",
     "refined",
     "apart",
+    "logit_scale",
+    "logit_shift",
     "competition",
 )
 

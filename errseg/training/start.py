@@ -18,6 +18,9 @@ from errseg.training.mini_init import imagenet_names, init_mini, set_centre
 from errseg.training.recipe import FROM_CLIP, FROM_IMAGENET, Recipe
 from errseg.weights import load_model
 
+CALIBRATED = ("logit_scale", "logit_shift", "competition")
+"""Settings of a model that are none of its shape."""
+
 TUNED_IN_IMAGE_TOWER = ("gamma", "conv_dw.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 TUNED_IN_TEXT_TOWER = ("attn.in_proj_weight", "mlp.c_fc.weight")
 """Ends of the names of what the published recipe trains in CLIP; the dense downsample's besides."""
@@ -42,10 +45,10 @@ def initial_model(recipe: Recipe, names: Sequence[str]) -> ErrSeg:
         init_clip(model, recipe.clip_file)
     elif recipe.init:
         model = load_model(Path(recipe.init))
-        # how classes compete goes with the weights, whose calibration set it
+        # the calibration goes with the weights
         model.config = dataclasses.replace(model.config, name=recipe.model.name)
-        wanted = dataclasses.replace(recipe.model, competition=model.config.competition)
-        if model.config != wanted:
+        calibration = {name: getattr(model.config, name) for name in CALIBRATED}
+        if model.config != dataclasses.replace(recipe.model, **calibration):
             raise ConfigError(f"{recipe.init} holds a model of another shape than the recipe's.")
     else:
         model = ErrSeg(recipe.model)

@@ -191,15 +191,15 @@ def test_a_checkpoint_from_before_there_were_more_settings_goes_on(recipe: Recip
         assert f"{name}={value}" in dataclasses.replace(recipe, data=data).identity()
 
 
-def test_how_classes_compete_goes_with_the_weights_that_a_run_starts_from(
+def test_calibration_goes_with_the_weights_that_a_run_starts_from(
     recipe: Recipe, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    config = dataclasses.replace(recipe.model, name="tiny-one", competition=1.3)
+    config = dataclasses.replace(recipe.model, name="tiny-one", logit_shift=0.5, competition=1.3)
     save_model(ErrSeg(config), tmp_path / "start.safetensors")
     start = str(tmp_path / "start.safetensors")
     run(dataclasses.replace(recipe, steps=1, init=start), tmp_path / "out")
-    expected = dataclasses.replace(recipe.model, competition=1.3)
+    expected = dataclasses.replace(recipe.model, logit_shift=0.5, competition=1.3)
     assert load_model(tmp_path / "out" / "model.safetensors").config == expected
     other = dataclasses.replace(recipe.model, layers=1)
     with pytest.raises(ConfigError, match="another shape"):
