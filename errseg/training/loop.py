@@ -25,6 +25,7 @@ from errseg.evaluation.folder import evaluate_folder
 from errseg.figures import can_plot
 from errseg.files import atomic_write, write_bytes_atomic
 from errseg.model.err_seg import Prediction
+from errseg.training.broader import broadened
 from errseg.training.calibration import calibrate
 from errseg.training.data import TrainingBatch, TrainingBatches
 from errseg.training.distributed import World, join_world, share_stochastic_depth
@@ -350,11 +351,12 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 def _open(source: DataSource, recipe: Recipe, out: Path) -> LabelledFolder:
     if not source.pseudo_labels:
         return open_folder(source.folder)
-    coarse = make_pseudo_labels(source.folder, out / "pseudo-labels")
-    if not source.refined:
-        return open_folder(coarse)
-    start = Path(recipe.init)
-    return open_folder(refine_labels(start, coarse, out / f"refined-labels-{_digest(start)}"))
+    labelled = make_pseudo_labels(source.folder, out / "pseudo-labels")
+    if source.refined:
+        start = Path(recipe.init)
+        labelled = refine_labels(start, labelled, out / f"refined-labels-{_digest(start)}")
+    folder = open_folder(labelled)
+    return folder if source.broader is None else broadened(folder, source.broader)
 
 
 def _digest(path: Path) -> str:

@@ -36,6 +36,7 @@ _LATER = (
     "copy_paste",
     "refined",
     "apart",
+    "broader",
     "logit_scale",
     "logit_shift",
     "competition",
@@ -72,6 +73,8 @@ class DataSource:
             made from the ImageNet classifier.
         refined: those label maps get sharper outlines from the run's starting weights, which must
             be those of a model that segments already.
+        broader: a file of broader classes (`errseg.training.broader`) that pseudo-labelled pictures
+            are learnt under instead of ImageNet's.
         copy_paste: share of the pictures onto which another one of the set is pasted, each of its
             classes with a chance of a half ("simple copy-paste", Ghiasi et al. 2021; ClassMix,
             Olsson et al. 2021).
@@ -92,6 +95,7 @@ class DataSource:
     refined: bool = False
     copy_paste: float = 0.0
     apart: float = 0.0
+    broader: Path | None = None
 
     def __post_init__(self) -> None:
         _check_share("own_names", self.own_names)
@@ -100,6 +104,8 @@ class DataSource:
         _check_share("apart", self.apart)
         if self.apart and not self.unions:
             raise ConfigError("apart is given, but the set's classes are no unions.")
+        if self.broader and not self.pseudo_labels:
+            raise ConfigError("broader is given, but there are no pseudo_labels.")
         if self.refined and not self.pseudo_labels:
             raise ConfigError("refined is true, but there are no pseudo_labels to refine.")
         if not isinstance(self.hue, int | float) or not 0 <= self.hue <= 180:
@@ -279,6 +285,9 @@ def _values(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     data = values.get("data", [])
     if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
         raise ConfigError(f"{path}: data is {data!r}; it must be tables, [[data]].")
+    for entry in data:
+        if "broader" in entry:
+            entry["broader"] = _beside(path, "broader", entry["broader"])
     if "extends" not in values:
         return values
     other = values.pop("extends")

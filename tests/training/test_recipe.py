@@ -69,6 +69,8 @@ def test_folders_relative_to_a_given_root(tmp_path: Path) -> None:
         ("weight = 2.0", "own_names = 2", "own_names"),
         ("weight = 2.0", "copy_paste = 2", "copy_paste"),
         ("weight = 2.0", "apart = 0.5", "unions"),
+        ("weight = 2.0", 'broader = "broader.txt"', "pseudo_labels"),
+        ("weight = 2.0", "pseudo_labels = true\nbroader = 3", "broader"),
         ("weight = 2.0", "unions = true\napart = -1", "apart"),
         ("weight = 2.0", "refined = true", "pseudo_labels"),
         ("weight = 2.0", "pseudo_labels = true\nrefined = true", "segments already"),

@@ -160,7 +160,10 @@ def test_a_run_refines_by_the_weights_it_starts_from(
     coarse = coarse_set(tmp_path / "coarse")
     monkeypatch.setattr(loop, "make_pseudo_labels", lambda folder, out: coarse)
     start = weights(tmp_path, recipe.model)
-    source = dataclasses.replace(recipe.data[0], pseudo_labels=True, refined=True)
+    broader = tmp_path / "broader.txt"
+    broader.write_text("0-2: surface\n")
+    settings = {"pseudo_labels": True, "refined": True, "broader": broader, "distractors": 0}
+    source = dataclasses.replace(recipe.data[0], **settings)  # type: ignore[arg-type]
     plan = dataclasses.replace(recipe, data=(source,), init=str(start), steps=1)
     loop.train(plan, tmp_path / "run", device=torch.device("cpu"), workers=0)
     (made,) = (tmp_path / "run").glob("refined-labels-*")
