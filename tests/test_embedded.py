@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from errseg.catalogue import embedded_path
 from errseg.model.text_encoder import embed_classes
-from errseg.records import ImageArray
+from errseg.records import UNLABELLED, ImageArray
 from errseg.segmenter import Segmenter
 from errseg.vocabulary import load_vocabulary
 from errseg_cli.main import app
@@ -56,6 +56,25 @@ def test_photographs(segmenter: Segmenter, image: ImageArray, named: str, share:
     largest = max(areas, key=lambda area: area.pixels)
     assert segmenter.vocabulary.names[largest.class_id] == named
     assert largest.fraction >= share
+
+
+def test_a_threshold_leaves_out_what_no_name_fits() -> None:
+    names = ["cat", "road", "building", "car"]
+    chosen = Segmenter(classes=names, device="cpu", threshold=0.4)
+    assert (chosen(data.chelsea()).labels == 0).mean() > 0.6
+    for other in (data.rocket(), data.coffee()[::2, ::2]):
+        assert (chosen(np.ascontiguousarray(other)).labels != UNLABELLED).mean() < 0.3
+
+
+def test_names_that_fit_alike_share_what_one_of_them_has(segmenter: Segmenter) -> None:
+    picture = data.stereo_motorcycle()[0]
+    segmenter.set_classes(["motorcycle", *DISTRACTORS])
+    alone = segmenter(picture)
+    segmenter.set_classes(["motorcycle", "motorbike", *DISTRACTORS])
+    shared = segmenter(picture)
+    region = alone.labels == 0
+    assert (shared.labels < 2)[region].mean() > 0.8
+    assert shared.scores[region].mean() < 0.9 * alone.scores[region].mean()
 
 
 def test_another_word_for_the_same_thing(segmenter: Segmenter) -> None:
