@@ -35,6 +35,10 @@ DECODER_GROUP_WIDTH = 8
 """Channels per group of the decoder's group norms."""
 
 
+CALIBRATED = ("logit_scale", "logit_shift", "competition")
+"""Settings of a model that are none of its shape: calibration chooses them."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Shape of one ERR-Seg model, and what its numbers mean.
@@ -123,10 +127,11 @@ class ModelConfig:
             )
         if self.keep not in ("published", "auto"):
             raise ConfigError(f"keep is {self.keep!r}; it must be published or auto.")
-        for name, lowest in (("logit_scale", 0), ("logit_shift", -math.inf), ("competition", 0)):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value >= lowest):
-                above = "" if math.isinf(lowest) else f" from {lowest}"
+        for name in CALIBRATED:
+            value, signed = getattr(self, name), name == "logit_shift"
+            number = isinstance(value, int | float) and math.isfinite(value)
+            if not number or (value < 0 and not signed):
+                above = "" if signed else " from 0"
                 raise ConfigError(f"{name} is {value!r}; it must be a number{above}.")
         if any(channels % DECODER_GROUP_WIDTH for channels in self.decoder_channels):
             raise ConfigError(

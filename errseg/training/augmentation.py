@@ -48,7 +48,7 @@ class Squash:
     def __call__(self, image: NDArray[np.uint8], labels: NDArray[np.int64]) -> Sample:
         target = labels[self.window]
         picture = _resized(image[self.window], self.size).astype(np.float32)
-        target = _resized_labels(target, self.size)
+        target = resized_labels(target, self.size)
         if self.flip:
             picture, target = picture[:, ::-1], target[:, ::-1]
         return np.ascontiguousarray(self.colours(picture)), np.ascontiguousarray(target)
@@ -138,7 +138,7 @@ class PublishedView:
         (top, left), (height, width) = self.start, self.size
         window = np.s_[top : top + height, left : left + width]
         picture = self.colours(_resized(image, self.resized)[window])
-        target = _resized_labels(labels, self.resized)[window]
+        target = resized_labels(labels, self.resized)[window]
         if self.flip:
             picture, target = picture[:, ::-1], target[:, ::-1]
         whole = np.full((height, width, 3), PADDING_VALUE, np.float32)
@@ -257,7 +257,10 @@ def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
     return np.asarray(cv2.resize(image, size[::-1], interpolation=how), np.uint8)
 
 
-def _resized_labels(labels: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64]:
+def resized_labels(
+    labels: NDArray[np.int64] | NDArray[np.bool_], size: tuple[int, int]
+) -> NDArray[np.int64]:
+    """(H, W) → (h, w): of each of the new pixels the label at its middle."""
     narrow = labels.astype(np.int16)
     resized = cv2.resize(narrow, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return np.asarray(resized, np.int64)

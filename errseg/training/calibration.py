@@ -22,6 +22,7 @@ from errseg.evaluation.folder import chosen_pairs, segmenter_of
 from errseg.evaluation.metrics import Calibration
 from errseg.inference import preprocess, probabilities_of
 from errseg.model.err_seg import ErrSeg
+from errseg.training.augmentation import resized_labels
 
 POSITIONS_PER_PICTURE = 2000
 COMPETITIONS = tuple(step / 20 for step in range(2, 81))
@@ -98,7 +99,7 @@ def take_sample(model: ErrSeg, folder: LabelledFolder, pictures: int) -> Sample:
             count = int(prediction.counts[0])
         classes = prediction.classes[0, :count].cpu().numpy()
         maps = prediction.logits[0, :count].float().cpu().numpy()
-        true = _at(truth, maps.shape[1:]).flatten()
+        true = resized_labels(truth, (maps.shape[1], maps.shape[2])).flatten()
         known = np.flatnonzero(true >= 0)
         known = rng.choice(known, min(len(known), POSITIONS_PER_PICTURE), replace=False)
         logits.append(np.full((len(known), widest), -np.inf))
@@ -106,15 +107,6 @@ def take_sample(model: ErrSeg, folder: LabelledFolder, pictures: int) -> Sample:
         is_true.append(np.zeros((len(known), widest), np.bool_))
         is_true[-1][:, :count] = classes == true[known, None]
     return Sample(np.concatenate(logits), np.concatenate(is_true))
-
-
-def _at(labels: NDArray[np.int64], size: tuple[int, ...]) -> NDArray[np.int64]:
-    """Labels at the middles of a grid of `size` (h, w)."""
-    rows, columns = (
-        ((np.arange(count) + 0.5) * side / count).astype(np.int64)
-        for count, side in zip(size, labels.shape, strict=True)
-    )
-    return labels[np.ix_(rows, columns)]
 
 
 def fit_presence(samples: Sequence[Sample]) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from errseg.config import MINI
 from errseg.datasets import UNLABELLED_16BIT
+from errseg.encoding import label_png_bytes
 from errseg.errors import ConfigError
 from errseg.files import write_bytes_atomic
 from errseg.model.image_encoder import EfficientNetLiteEncoder, build_efficientnet
@@ -53,9 +54,7 @@ def make_pseudo_labels(folder: Path, out: Path) -> Path:
     classes = out / "classes.txt"
     if classes.is_file():
         return out
-    (out / "labels").mkdir(parents=True, exist_ok=True)
-    if not (out / "images").exists():
-        (out / "images").symlink_to((folder / "images").resolve())
+    begin_labels(folder, out)
     tensors = load_classifier()
     encoder = build_efficientnet(MINI).eval()
     init_trunk(encoder, tensors)
@@ -64,10 +63,17 @@ def make_pseudo_labels(folder: Path, out: Path) -> Path:
         target = out / "labels" / f"{path.stem}.png"
         if not target.exists():
             labels = _label(encoder, dense, (tensors[-2], tensors[-1]), path, index)
-            write_bytes_atomic(target, cv2.imencode(".png", labels)[1].tobytes())
+            write_bytes_atomic(target, label_png_bytes(labels, None))
     lines = [f"{index} = {', '.join(synonyms)}\n" for index, synonyms in enumerate(names)]
     classes.write_text("".join(lines), "utf-8")
     return out
+
+
+def begin_labels(folder: Path, out: Path) -> None:
+    """Make `out` a place for new label maps of the pictures in `folder/images`."""
+    (out / "labels").mkdir(parents=True, exist_ok=True)
+    if not (out / "images").exists():
+        (out / "images").symlink_to((folder / "images").resolve())
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from errseg.config import PRESETS, ModelConfig
+from errseg.config import CALIBRATED, PRESETS, ModelConfig
 from errseg.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -37,9 +37,7 @@ _LATER = (
     "refined",
     "apart",
     "broader",
-    "logit_scale",
-    "logit_shift",
-    "competition",
+    *CALIBRATED,
 )
 
 FROM_IMAGENET = "errseg-mini"
@@ -98,10 +96,8 @@ class DataSource:
     broader: Path | None = None
 
     def __post_init__(self) -> None:
-        _check_share("own_names", self.own_names)
-        _check_share("degraded", self.degraded)
-        _check_share("copy_paste", self.copy_paste)
-        _check_share("apart", self.apart)
+        for name in ("own_names", "degraded", "copy_paste", "apart"):
+            _check_share(name, getattr(self, name))
         if self.apart and not self.unions:
             raise ConfigError("apart is given, but the set's classes are no unions.")
         if self.broader and not self.pseudo_labels:

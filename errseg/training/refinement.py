@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from errseg.datasets import UNLABELLED_16BIT, open_folder, read_pair
+from errseg.encoding import label_png_bytes
 from errseg.files import write_bytes_atomic
 from errseg.inference import segment
 from errseg.model.err_seg import ErrSeg
 from errseg.model.text_encoder import embed_classes
 from errseg.records import ImageArray, LabelMap
+from errseg.training.augmentation import resized_labels
+from errseg.training.pseudo_labels import begin_labels
 from errseg.weights import load_model
 
 SURROUNDINGS = (
@@ -94,9 +97,7 @@ def refine_labels(weights: Path, coarse: Path, out: Path) -> Path:
     with torch.inference_mode():
         things = embed_classes(model.text_encoder, folder.vocabulary.synonyms, prompt)
         around = embed_classes(model.text_encoder, SURROUNDINGS, prompt)
-    (out / "labels").mkdir(parents=True, exist_ok=True)
-    if not (out / "images").exists():
-        (out / "images").symlink_to((coarse / "images").resolve())
+    begin_labels(coarse, out)
     for pair in folder.pairs:
         target = out / "labels" / pair[1].name
         if target.exists():
@@ -108,7 +109,7 @@ def refine_labels(weights: Path, coarse: Path, out: Path) -> Path:
             class_id = int(labels[known][0])
             text = torch.cat([things[class_id : class_id + 1], around])
             refined[refine(partial(_labels, model, text), image, known)] = class_id
-        write_bytes_atomic(target, cv2.imencode(".png", refined)[1].tobytes())
+        write_bytes_atomic(target, label_png_bytes(refined, None))
     write_bytes_atomic(classes, (coarse / "classes.txt").read_bytes())
     return out
 
@@ -130,16 +131,17 @@ def refine(find: Segment, image: ImageArray, coarse: Mask) -> Mask:
     """
     height, width = coarse.shape
     scale = min(1.0, LONG_SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    known = _resized(coarse, size)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    small = np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+    known = resized_labels(coarse, size) > 0
     plain, mirrored = find([small, np.ascontiguousarray(small[:, ::-1])])
     views = np.stack([plain, mirrored[:, ::-1]]) == 0
-    agreed = views.all(axis=0) & known
+    surely, perhaps = views.all(axis=0), views.any(axis=0)
+    agreed = surely & known
     if agreed.sum() < max(LEAST_AGREED * known.sum(), LEAST_AGREED_OF_PICTURE * known.size):
         return coarse
-    region = _outlined(small, views.all(axis=0), views.any(axis=0), known)
-    return _resized(_eroded(region, DOUBT_WIDTH), (width, height))
+    region = _outlined(small, surely, perhaps, known)
+    return resized_labels(_eroded(region, DOUBT_WIDTH), (height, width)) > 0
 
 
 def _outlined(image: ImageArray, surely: Mask, perhaps: Mask, known: Mask) -> Mask:
@@ -158,11 +160,6 @@ def _outlined(image: ImageArray, surely: Mask, perhaps: Mask, known: Mask) -> Ma
     region: Mask = (seeds == cv2.GC_FGD) | (seeds == cv2.GC_PR_FGD)
     overlap = (region & perhaps).sum() / (region | perhaps).sum()
     return region if overlap >= LEAST_KEPT else agreed
-
-
-def _resized(mask: Mask, size: tuple[int, int]) -> Mask:
-    resized = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.asarray(resized, np.bool_)
 
 
 def _eroded(mask: Mask, width: int) -> Mask:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from errseg.config import CALIBRATED
 from errseg.errors import ConfigError
 from errseg.model.err_seg import ErrSeg
 from errseg.model.image_encoder import EfficientNetLiteEncoder
@@ -17,9 +18,6 @@ from errseg.training.clip_init import init_clip
 from errseg.training.mini_init import imagenet_names, init_mini, set_centre
 from errseg.training.recipe import FROM_CLIP, FROM_IMAGENET, Recipe
 from errseg.weights import load_model
-
-CALIBRATED = ("logit_scale", "logit_shift", "competition")
-"""Settings of a model that are none of its shape."""
 
 TUNED_IN_IMAGE_TOWER = ("gamma", "conv_dw.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 TUNED_IN_TEXT_TOWER = ("attn.in_proj_weight", "mlp.c_fc.weight")
