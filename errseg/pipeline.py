@@ -28,9 +28,10 @@ from errseg.errors import ErrsegError, WriteError
 from errseg.halving import HalvingModel, Segment, message_of
 from errseg.journal import EndEntry, FrameEntry, SegmentEntry, Stamp
 from errseg.plan import FrameResult, Listeners, Plan
+from errseg.reading import read_frames
 from errseg.records import Batch, EndOfVideo, Failure, Frame, Segmentation
 from errseg.sinks import Rendered, Sink
-from errseg.sources import SourceFile, read_frames
+from errseg.sources import SourceFile
 from errseg.summary import PictureWarning, Progress, RunSummary, StageSeconds, Totals
 from errseg.videos_in_hand import VideosInHand
 
